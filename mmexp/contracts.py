@@ -1,0 +1,247 @@
+"""What the rooms of mmexp hand to each other, and nothing else.
+
+Shape legend, the same letters everywhere: B rows, T text positions, M media items in the batch, P patches per item,
+N soft tokens per item, Q queries, S signal tokens, E encoder width, D LLM width, V vocabulary, K supervised positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORE = -100
+"""Label of a position that carries no loss."""
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A piece of what somebody says."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Medium:
+    """A reference to a picture, sound or state that stands at this place of the turn."""
+
+    source: Any
+    """An absolute file path, encoded bytes, or a decoded object (for images: `PIL.Image.Image`)."""
+    modality: str = "image"
+
+
+Part = Text | Medium
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One utterance: who speaks, and the parts in reading order."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The text parts joined; media leave no trace."""
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        """The media in reading order."""
+        return tuple(part for part in self.parts if isinstance(part, Medium))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One row of one dataset, free of any model: what a reader returns."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    dataset: str = ""
+    """Name of the dataset it came from; part of every message about this sample."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Every further field of the row, untouched (an evaluator may want `type`, `targets`, ...)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A rendered piece of a conversation: exactly one of text, a control token or a medium."""
+
+    text: str = ""
+    control: Literal["bos", "eos"] | None = None
+    """A special token by its role in the tokenizer. User text can never become one."""
+    medium: Medium | None = None
+    supervised: bool = False
+    """Whether the tokens of this piece carry loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaRun:
+    """The slots of one medium in the token sequence: positions `start` to `start + length - 1`."""
+
+    modality: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One sample as token ids, labels and transformed media: what the processor returns."""
+
+    id: str
+    dataset: str
+    input_ids: Tensor
+    """int64[T]; slots hold the tokenizer's pad id, which the splice overwrites."""
+    labels: Tensor
+    """int64[T], aligned with `input_ids`, `IGNORE` where unsupervised."""
+    runs: tuple[MediaRun, ...]
+    """In reading order; the i-th run of a modality belongs to the i-th entry of `media[modality]`."""
+    media: Mapping[str, tuple[Tensor, ...]]
+    """Per modality the transformed values; an image is float32[3, H, W]."""
+    num_dropped_turns: int = 0
+    """Turns cut from the end because the sample was longer than the limit."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_supervised(self) -> int:
+        """How many positions carry loss."""
+        return int((self.labels != IGNORE).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows made of segments (samples). Attention never crosses a segment and positions restart in each one.
+
+    A flat batch is one row that holds all segments; a padded batch has one segment in each row. Both are the same
+    code path: what lies behind the last segment of a row is padding.
+    """
+
+    input_ids: Tensor
+    """int64[B, T]"""
+    labels: Tensor
+    """int64[B, T]; the first position of every segment is `IGNORE`, so the shift by one cannot cross a border."""
+    positions: Tensor
+    """int64[B, T], restarting at 0 in every segment"""
+    segment_lengths: tuple[tuple[int, ...], ...]
+    """Per row the lengths of its segments, left to right; the rest of the row is padding."""
+    ids: tuple[str, ...]
+    """Sample ids in segment order (row by row), for messages and logs."""
+    slots: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per modality bool[B, T]: where soft tokens go."""
+    media: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per modality float[M, ...], in the order of their slots."""
+    slot_lengths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Per modality the number of slots of each of the M media."""
+    media_owners: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Per modality the sample id of each of the M media."""
+    num_supervised: int = 0
+    """Positions that carry loss, known on the CPU so that nobody has to wait for the device."""
+
+    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on `device`."""
+
+        def move(value: Any) -> Any:
+            return {key: tensor.to(device, non_blocking=non_blocking) for key, tensor in value.items()}
+
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+            positions=self.positions.to(device, non_blocking=non_blocking),
+            slots=move(self.slots),
+            media=move(self.media),
+        )
+
+    def spans(self) -> Iterator[tuple[int, int, int]]:
+        """Row, start and end of every segment, in the order of `ids`."""
+        for row, lengths in enumerate(self.segment_lengths):
+            start = 0
+            for length in lengths:
+                yield row, start, start + length
+                start += length
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that are not padding."""
+        return sum(map(sum, self.segment_lengths))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a forward pass gives to an objective."""
+
+    hidden: Tensor
+    """float[B, T, D], the LLM's last hidden states"""
+    soft: Mapping[str, Tensor]
+    """Per modality float[M, N, D], the connector's output"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Sums and counts of every named part; the module normalises, so that accumulation and ranks stay exact."""
+
+    sums: Mapping[str, Tensor]
+    """Per part a scalar with gradient: the loss summed over its `counts`."""
+    counts: Mapping[str, int]
+    """Per part how many terms were summed (supervised tokens, pairs, ...)."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Weight of a part in the total; 1 when absent."""
+    report: Mapping[str, Tensor] = field(default_factory=dict)
+    """Detached values that are only logged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """What others may know of an encoder before its weights exist."""
+
+    width: int
+    """E"""
+    grid: tuple[int, int]
+    """Patch rows and columns of one item; P = rows * columns."""
+
+    @property
+    def num_patches(self) -> int:
+        """P"""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlmSpec:
+    """What others may know of an LLM before its weights exist."""
+
+    width: int
+    """D"""
+    vocab_size: int
+    """Rows of the embedding table, V"""
+    max_length_tokens: int
+    """Longest sequence the positions allow"""
+    model_type: str
+    """The architecture's name in transformers, for messages"""
+
+
+class Dataset(Protocol):
+    """Random access to samples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """Makes files exist before a dataset is opened (the shapes world renders itself)."""
+
+    def prepare(self) -> None: ...
+
+
+class SlotLength(Protocol):
+    """Number of soft tokens that one transformed medium will become."""
+
+    def __call__(self, values: Tensor) -> int: ...
+
+
