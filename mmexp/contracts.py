@@ -237,11 +237,3 @@ class Preparable(Protocol):
     """Makes files exist before a dataset is opened (the shapes world renders itself)."""
 
     def prepare(self) -> None: ...
-
-
-class SlotLength(Protocol):
-    """Number of soft tokens that one transformed medium will become."""
-
-    def __call__(self, values: Tensor) -> int: ...
-
-
