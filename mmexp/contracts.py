@@ -202,12 +202,16 @@ class EncoderSpec:
     width: int
     """E"""
     grid: tuple[int, int]
-    """Patch rows and columns of one item; P = rows * columns."""
+    """Patch rows and columns of one item."""
+    num_prefix: int = 0
+    """Positions before the patches (a CLS token that is kept)."""
+    item_shape: tuple[int, ...] = ()
+    """Shape of the values of one item; an image is (3, S, S)."""
 
     @property
     def num_patches(self) -> int:
         """P"""
-        return self.grid[0] * self.grid[1]
+        return self.num_prefix + self.grid[0] * self.grid[1]
 
 
 @dataclass(frozen=True, kw_only=True)

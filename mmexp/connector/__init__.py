@@ -1,0 +1,7 @@
+"""Connectors turn patch features into soft tokens of the LLM's width (papers say projector, bridge or adapter)."""
+
+from mmexp.connector.base import ConnectorConfig
+from mmexp.connector.mlp import IdentityConfig, MlpConfig
+from mmexp.connector.pool import AveragePool, AveragePoolConfig
+
+__all__ = ["AveragePool", "AveragePoolConfig", "ConnectorConfig", "IdentityConfig", "MlpConfig"]

@@ -1,0 +1,8 @@
+"""Encoders turn a medium into patch features. They know their width, grid and transform, and no other part."""
+
+from mmexp.encoder.base import EncoderConfig
+from mmexp.encoder.hf_vision import HfVision, HfVisionConfig
+from mmexp.encoder.tiny import TinyVisionConfig
+from mmexp.encoder.transform import ImageTransform
+
+__all__ = ["EncoderConfig", "HfVision", "HfVisionConfig", "ImageTransform", "TinyVisionConfig"]

@@ -1,0 +1,132 @@
+"""From stage to stage: the weights that a run hands on, and how the next one takes them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mmexp.engine.manifest import RunDir, require_space, sha256
+from mmexp.errors import CheckpointError
+from mmexp.tuning import merge_adapter, save_adapter
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger(__name__)
+
+Changed = dict[str, set[str]]
+"""Per part the names of the tensors that differ from the base weights."""
+
+
+def load_weights(parts: Mapping[str, nn.Module], run: RunDir) -> Changed:
+    """Puts what `run` handed on into `parts`: exactly, or not at all.
+
+    Adapters are folded into the part's own weights, so the next stage may train them fully or add new ones.
+
+    Returns:
+        What now differs from the base weights.
+
+    Raises:
+        CheckpointError: the run did not finish, its files are damaged, or they belong to another model.
+    """
+    manifest = run.manifest()
+    if not manifest:
+        raise CheckpointError(
+            "no manifest.json", expected="a run directory of mmexp", where=str(run.path), fix="check stage.init_from / run"
+        )
+    if "weights" not in manifest:
+        raise CheckpointError(
+            f"the run is {manifest.get('status', 'unfinished')} and has no weights yet",
+            where=str(run.path),
+            fix="finish it first: the same command continues it",
+        )
+    damaged = run.damaged_weights(manifest)
+    if damaged:
+        raise CheckpointError(f"damaged or missing: {', '.join(damaged)}", where=str(run.path))
+    changed: Changed = {}
+    for entry in manifest["weights"]:
+        name = entry["part"]
+        if name not in parts:
+            raise CheckpointError(
+                f"weights of a part {name!r}", expected=f"one of {', '.join(parts)}", where=str(run.path)
+            )
+        if entry["kind"] == "lora":
+            merge_adapter(parts[name], run.weights / f"{name}_lora")
+            changed[name] = set(parts[name].state_dict())
+        else:
+            changed[name] = _load_tensors(parts[name], run.weights / f"{name}.safetensors", name)
+    return changed
+
+
+def save_weights(parts: Mapping[str, nn.Module], policies: Mapping[str, Any], changed: Changed, run: RunDir) -> None:
+    """Writes every tensor that differs from the base weights, one file a part, and records the hashes.
+
+    A part with the policy `lora` is written as an adapter in peft's format; what an earlier stage changed in it
+    stands beside it.
+    """
+    entries = []
+    for name, module in parts.items():
+        lora = policies.get(name) == "lora"
+        names = set(changed.get(name, set()))
+        if not lora:
+            names |= _trained(module)
+        if names:
+            entries.append(_save_tensors(module, names, name, run))
+        if lora:
+            folder = run.weights / f"{name}_lora"
+            save_adapter(module, folder)
+            files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
+            entries.append({"part": name, "kind": "lora", "files": _hashes(files, run)})
+    run.update_manifest(weights=entries)
+
+
+def _save_tensors(module: nn.Module, names: set[str], part: str, run: RunDir) -> dict[str, Any]:
+    state = module.state_dict()
+    plain = {name.replace(".base_layer.", "."): name for name in state}
+    tensors = {name: state[plain.get(name, name)].detach().cpu().contiguous() for name in sorted(names)}
+    require_space(run.weights, sum(t.numel() * t.element_size() for t in tensors.values()))
+    file = run.weights / f"{part}.safetensors"
+    temporary = file.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.replace(file)
+    return {"part": part, "kind": "full", "files": _hashes([file], run)}
+
+
+def _load_tensors(module: nn.Module, file: Path, part: str) -> set[str]:
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(str(error), where=str(file)) from error
+    own = module.state_dict()
+    problems = [f"no {name} here" for name in tensors if name not in own]
+    problems += [
+        f"{name} is {tuple(tensor.shape)}, here {tuple(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{len(problems)} tensors do not fit: {'; '.join(problems[:4])}",
+            expected=f"a {part} of this encoder-LLM pair",
+            where=str(file),
+            fix=f"use the encoder, connector and llm of that run, or stage.init_from=<a run with this {part}>",
+        )
+    module.load_state_dict(tensors, strict=False)
+    return set(tensors)
+
+
+def _trained(module: nn.Module) -> set[str]:
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    state = module.state_dict(keep_vars=True)
+    storages = {state[name].data_ptr() for name in trained}
+    tied = {name for name, tensor in state.items() if name not in trained and tensor.data_ptr() in storages}
+    return trained - tied
+
+
+def _hashes(files: list[Path], run: RunDir) -> dict[str, str]:
+    return {str(file.relative_to(run.path)): sha256(file) for file in files}

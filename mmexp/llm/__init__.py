@@ -1,0 +1,7 @@
+"""Language models: embeddings to hidden states to text, behind one small contract."""
+
+from mmexp.llm.base import Llm, LlmConfig, Sampling
+from mmexp.llm.causal import CausalConfig, CausalLlm
+from mmexp.llm.tiny import TinyLlmConfig
+
+__all__ = ["CausalConfig", "CausalLlm", "Llm", "LlmConfig", "Sampling", "TinyLlmConfig"]

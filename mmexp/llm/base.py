@@ -1,0 +1,77 @@
+"""The contract of an LLM: the only part that knows a tokenizer, and that turns embeddings into text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mmexp.contracts import LlmSpec
+
+
+class LlmConfig(Protocol):
+    """One LLM as data. `spec` and `load_tokenizer` read no weights."""
+
+    def spec(self) -> LlmSpec:
+        """Width, vocabulary and longest sequence."""
+        ...
+
+    def load_tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+        ...
+
+    def build(self) -> nn.Module:
+        """A module with the methods of `Llm`, weights loaded."""
+        ...
+
+    def empty(self) -> nn.Module:
+        """The same module with random weights on the current default device; on `meta` it costs nothing."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    max_new_tokens: int = 64
+    """Longest answer."""
+    temperature: float = 0.0
+    """0 takes the most likely token; higher is more random."""
+    top_p: float = 1.0
+    """Nucleus sampling: only the most likely tokens that together have this probability."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens that were already said less likely."""
+    stop: str | None = None
+    """Text that ends an answer, besides the end-of-sequence token (the plain template ends with a newline)."""
+    seed: int | None = None
+    """Makes sampling repeatable."""
+
+
+class Llm(Protocol):
+    """What the rest of mmexp may call on a built LLM."""
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """int64[B, T] to float[B, T, D]."""
+        ...
+
+    def hidden(self, embeds: Tensor, positions: Tensor, segment_lengths: Sequence[Sequence[int]]) -> Tensor:
+        """float[B, T, D] to the last hidden states float[B, T, D]; attention stays inside segments."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float[..., D] to float[..., V]."""
+        ...
+
+    def generate(
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        tokenizer: Any,
+        sampling: Sampling,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[str]:
+        """Answers to B prompts, float[B, T, D] left-padded with `mask` int64[B, T]; `on_text` gets text as it comes."""
+        ...

@@ -1,0 +1,120 @@
+"""The model: encode, connect, splice, run the LLM. It knows no loss, no trainer and no recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mmexp.contracts import IGNORE, Batch, EncoderSpec, Output
+from mmexp.llm import Sampling
+from mmexp.model.splice import left_pad, splice, take_part
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Branch(nn.Module):
+    """One modality's way into the LLM: encoder, then connector.
+
+    Args:
+        encoder: float[M, ...] to float[M, P, E].
+        connector: float[M, P, E] to float[M, N, D].
+        spec: The encoder's spec.
+    """
+
+    def __init__(self, encoder: nn.Module, connector: nn.Module, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.connector = connector
+        self.spec = spec
+
+    def forward(self, values: Tensor) -> Tensor:
+        """float[M, ...] to soft tokens float[M, N, D]."""
+        return self.connector(self.encoder(values).to(dtype_of(self.connector, values.dtype)))
+
+    def empty_item(self, like: Tensor) -> Tensor:
+        """One item of zeros on the device of `like`, for a batch that has none."""
+        return torch.zeros(1, *self.spec.item_shape, device=like.device)
+
+
+class MultimodalModel(nn.Module):
+    """Encoders and connectors around one LLM.
+
+    Args:
+        llm: A module with the methods of `mmexp.llm.Llm`.
+        inputs: Per modality its branch.
+    """
+
+    def __init__(self, llm: nn.Module, inputs: Mapping[str, Branch]) -> None:
+        super().__init__()
+        self.llm: Any = llm
+        self.inputs = nn.ModuleDict(inputs)
+
+    def forward(self, batch: Batch) -> Output:
+        """The last hidden states of every position, and the soft tokens."""
+        embeds, soft = self.embed(batch)
+        hidden = self.llm.hidden(embeds, batch.positions, batch.segment_lengths)
+        return Output(hidden=hidden, soft=soft)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Embeddings float[B, T, D] with soft tokens in their slots, and per modality float[M, N, D]."""
+        embeds = self.llm.embed(batch.input_ids)
+        soft: dict[str, Tensor] = {}
+        for modality, branch in self.inputs.items():
+            if modality in batch.media:
+                soft[modality] = branch(batch.media[modality])
+                embeds = splice(
+                    embeds,
+                    soft[modality],
+                    batch.slots[modality],
+                    modality=modality,
+                    slot_lengths=batch.slot_lengths[modality],
+                    owners=batch.media_owners[modality],
+                )
+            elif torch.is_grad_enabled() and trains(branch):
+                embeds = take_part(embeds, branch(branch.empty_item(embeds)))
+        return embeds, soft
+
+    @torch.inference_mode()
+    def generate(
+        self, batch: Batch, tokenizer: Any, sampling: Sampling, on_text: Callable[[str], None] | None = None
+    ) -> list[str]:
+        """One answer for each sample of a padded batch of prompts (one segment in each row)."""
+        embeds, _ = self.embed(batch)
+        rows, mask = left_pad(embeds, [sum(lengths) for lengths in batch.segment_lengths])
+        return self.llm.generate(rows, mask, tokenizer, sampling, on_text)
+
+    @torch.inference_mode()
+    def score(self, batch: Batch) -> list[float]:
+        """Per sample the summed log-probability of its supervised tokens, in the order of `batch.ids`."""
+        hidden = self(batch).hidden
+        scores = []
+        for row, start, end in batch.spans():
+            labels = batch.labels[row, start + 1 : end]
+            chosen = labels != IGNORE
+            logits = self.llm.logits(hidden[row, start : end - 1][chosen]).float()
+            scores.append(-float(functional.cross_entropy(logits, labels[chosen], reduction="sum")))
+        return scores
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The trees that a policy speaks of: `encoder`, `connector` (of images), `<modality>.encoder`, ..., `llm`."""
+        parts: dict[str, nn.Module] = {}
+        for modality, branch in self.inputs.items():
+            prefix = "" if modality == "image" else f"{modality}."
+            parts |= {f"{prefix}encoder": branch.encoder, f"{prefix}connector": branch.connector}
+        return parts | {"llm": self.llm}
+
+
+def dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    """The dtype of a module's weights; `default` when it has none."""
+    parameter = next(module.parameters(), None)
+    return default if parameter is None else parameter.dtype
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether any weight of it wants a gradient."""
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -1,0 +1,29 @@
+"""The contract of an objective: the loss as a small object around a model that does not know it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from mmexp.contracts import Batch, Losses
+    from mmexp.model import MultimodalModel, Plan
+
+
+class ObjectiveConfig(Protocol):
+    """One objective as data."""
+
+    def build(self, plan: Plan) -> Any:
+        """The objective: an `nn.Module` when it owns heads, with `__call__` as `Objective`."""
+        ...
+
+
+class Objective(Protocol):
+    """What the training module calls on every micro-batch."""
+
+    def requires(self, plan: Plan) -> None:
+        """Raises ConfigError before weights load when this model cannot have this loss."""
+        ...
+
+    def __call__(self, model: MultimodalModel, batch: Batch) -> Losses:
+        """Sums and counts of every named part."""
+        ...

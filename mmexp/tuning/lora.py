@@ -1,0 +1,98 @@
+"""Low-rank adapters through peft, and their files in peft's own format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mmexp.errors import CheckpointError, ConfigError, MmexpError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """The numbers of `stage.lora`. Source: LLaVA-1.5 `finetune_lora.sh`: rank 128, alpha 256, dropout 0.05."""
+
+    rank: int = 128
+    alpha: float = 256
+    dropout: float = 0.05
+    targets: Sequence[str] | str = "all-linear"
+    """`all-linear` (every linear layer but the output head), or names of modules."""
+
+
+def add_lora(module: nn.Module, settings: LoraSettings, where: str) -> list[MmexpError]:
+    """Freezes `module`, a part that wraps a transformers model, and adds adapters to it in place."""
+    from peft import inject_adapter_in_model
+
+    if not hasattr(module, "model"):
+        return [
+            ConfigError(
+                "lora on a part that is no pretrained transformer", expected="frozen or full", where=where, fix=f"{where}=full"
+            )
+        ]
+    module.requires_grad_(False)
+    targets = _linear_names(module.model) if settings.targets == "all-linear" else list(settings.targets)
+    try:
+        inject_adapter_in_model(_peft_config({**asdict(settings), "targets": targets}), module.model)
+    except ValueError as error:
+        return [ConfigError(str(error).splitlines()[0], where="stage.lora.targets")]
+    module.train()
+    return []
+
+
+def adapter_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The adapter's tensors, keyed as peft saves them."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(module.model)
+    return {f"base_model.model.{key}": tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+
+
+def save_adapter(module: nn.Module, folder: Path) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors, which peft alone can load."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    module.model.peft_config["default"].save_pretrained(str(folder))
+    save_file(adapter_state(module), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def merge_adapter(module: nn.Module, folder: Path) -> None:
+    """Loads an adapter folder into the part and folds it into the part's own weights."""
+    from peft import PeftModel
+
+    try:
+        merged = PeftModel.from_pretrained(module.model, str(folder)).merge_and_unload()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(str(error).splitlines()[0], where=str(folder)) from error
+    module.model = merged
+
+
+def _peft_config(settings: dict[str, Any]) -> LoraConfig:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings["rank"],
+        lora_alpha=settings["alpha"],
+        lora_dropout=settings["dropout"],
+        target_modules=settings["targets"],
+        bias="none",
+    )
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    """Last names of all linear layers except the output head, as LLaVA's `find_all_linear_names` gives them."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    return sorted(names)

@@ -1,0 +1,144 @@
+"""Which weights move: a tree shaped like the model, with the leaves `frozen`, `lora` and `full`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from mmexp.errors import ConfigError, MmexpError
+from mmexp.tuning.lora import LoraSettings, add_lora
+
+if TYPE_CHECKING:
+    from mmexp.model import MultimodalModel
+
+LEAVES = ("frozen", "lora", "full")
+PolicyTree = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedPart:
+    """One row of the table of what trains."""
+
+    name: str
+    policy: str
+    """frozen, lora, full, or `mixed` when the tree goes deeper."""
+    num_parameters: int
+    num_trained: int
+    lr: float
+    """Peak learning rate; 0 when nothing of the part trains."""
+
+
+def apply_policy(
+    model: MultimodalModel, policy: Mapping[str, PolicyTree], lora: LoraSettings
+) -> dict[str, nn.Module]:
+    """Freezes, opens and adapts the parts of `model` in place; returns the parts by name.
+
+    A string covers its subtree; a mapping must name every child. Frozen modules are put in eval mode once, and
+    Lightning keeps that mode.
+
+    Raises:
+        ConfigError: every name that is missing or unknown, all at once.
+    """
+    parts = model.parts()
+    errors: list[MmexpError] = list(_name_errors(policy, list(parts), "stage.policy"))
+    for name, module in parts.items():
+        if name in policy:
+            errors += _apply(module, policy[name], f"stage.policy.{name}", lora)
+    if errors:
+        raise ConfigError.collect(errors)
+    return parts
+
+
+def _apply(module: nn.Module, tree: PolicyTree, where: str, lora: LoraSettings) -> list[MmexpError]:
+    if isinstance(tree, str):
+        if tree not in LEAVES:
+            close = difflib.get_close_matches(tree, LEAVES, n=1)
+            fix = f"{where}={close[0]}" if close else None
+            return [ConfigError(f"{tree!r}", expected="frozen, lora or full", where=where, fix=fix)]
+        if tree == "lora":
+            return add_lora(module, lora, where)
+        module.requires_grad_(tree == "full").train(tree == "full")
+        return []
+    children = dict(module.named_children())
+    errors = list(_name_errors(tree, list(children), where))
+    for name, child in children.items():
+        if name in tree:
+            errors += _apply(child, tree[name], f"{where}.{name}", lora)
+    return errors
+
+
+def _name_errors(tree: PolicyTree, names: list[str], where: str) -> Iterator[MmexpError]:
+    if not isinstance(tree, Mapping):
+        return
+    for name in tree:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            yield ConfigError(
+                f"no part {name!r}", expected=", ".join(names), where=where, fix=f"{where}.{close[0]}" if close else None
+            )
+    for name in names:
+        if name not in tree:
+            yield ConfigError(
+                f"{name} is not named", expected="every part has a policy", where=where, fix=f"{where}.{name}=frozen"
+            )
+
+
+def describe(
+    parts: Mapping[str, nn.Module], policy: Mapping[str, PolicyTree], lr: float, lr_by_part: Mapping[str, float]
+) -> list[TrainedPart]:
+    """What trains, part by part, after `apply_policy`."""
+    rows = []
+    for name, module in parts.items():
+        tree = policy.get(name, "full")
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        rows.append(
+            TrainedPart(
+                name=name,
+                policy=tree if isinstance(tree, str) else "mixed",
+                num_parameters=sum(p.numel() for p in module.parameters()),
+                num_trained=trained,
+                lr=lr_by_part.get(name, lr) if trained else 0.0,
+            )
+        )
+    return rows
+
+
+def parameter_groups(
+    parts: Mapping[str, nn.Module], lr: float, lr_by_part: Mapping[str, float], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups over trained parameters only: per part, matrices with weight decay and the rest without.
+
+    Source: LLaVA `llava_trainer.py`: norms and biases do not decay.
+
+    Raises:
+        ConfigError: nothing trains, or `lr_by_part` names a part that does not train.
+    """
+    groups = []
+    for name, module in parts.items():
+        trained = [p for p in module.parameters() if p.requires_grad]
+        for decay, chosen in ((True, [p for p in trained if p.ndim > 1]), (False, [p for p in trained if p.ndim <= 1])):
+            if chosen:
+                groups.append(
+                    {
+                        "name": name if decay else f"{name}/no_decay",
+                        "params": chosen,
+                        "lr": lr_by_part.get(name, lr),
+                        "weight_decay": weight_decay if decay else 0.0,
+                    }
+                )
+    if not groups:
+        raise ConfigError("every part is frozen", expected="something that trains", where="stage.policy")
+    training = {group["name"].split("/")[0] for group in groups}
+    for name in lr_by_part:
+        if name not in training:
+            raise ConfigError(
+                f"{name} does not train",
+                expected=f"one of {', '.join(sorted(training))}",
+                where="stage.lr_by_part",
+                fix=f"stage.policy.{name}=full, or ~stage.lr_by_part.{name}",
+            )
+    return groups
