@@ -57,7 +57,7 @@ def load_weights(parts: Mapping[str, nn.Module], run: RunDir) -> Changed:
             )
         if entry["kind"] == "lora":
             merge_adapter(parts[name], run.weights / f"{name}_lora")
-            changed[name] = set(parts[name].state_dict())
+            changed[name] = {key for key, _ in parts[name].named_parameters()}
         else:
             changed[name] = _load_tensors(parts[name], run.weights / f"{name}.safetensors", name)
     return changed
@@ -121,11 +121,7 @@ def _load_tensors(module: nn.Module, file: Path, part: str) -> set[str]:
 
 
 def _trained(module: nn.Module) -> set[str]:
-    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    state = module.state_dict(keep_vars=True)
-    storages = {state[name].data_ptr() for name in trained}
-    tied = {name for name, tensor in state.items() if name not in trained and tensor.data_ptr() in storages}
-    return trained - tied
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def _hashes(files: list[Path], run: RunDir) -> dict[str, str]:

@@ -1,0 +1,250 @@
+"""What happens around the steps: the record of metrics, the check of what moved, checkpoints and signals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import signal
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback
+
+from mmexp.engine import checkpoint
+from mmexp.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from mmexp.contracts import Batch
+    from mmexp.engine.module import TrainingModule
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved itself at a step boundary."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        self.signum, self.step = signum, step
+        super().__init__(f"{signal.Signals(signum).name} at step {step}")
+
+
+class MetricsLog(Callback):
+    """Keeps detached values and writes them every n steps to metrics.jsonl and to the loggers.
+
+    One line of metrics.jsonl is one record; a resumed run continues the file. Losses are means over the supervised
+    tokens since the last record, so nothing depends on how tokens fell into micro-batches.
+    """
+
+    def __init__(self, file: Path, every_n_steps: int) -> None:
+        self.file, self.every = file, every_n_steps
+        self.record: dict[str, float] = {}
+        """The last record."""
+        self._reset()
+
+    def on_train_start(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
+        _drop_after(self.file, trainer.global_step)
+        self._stream = self.file.open("a", encoding="utf-8") if trainer.is_global_zero else None
+        self._last_step = trainer.global_step
+        self._reset()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: TrainingModule, outputs: Any, batch: Batch, batch_idx: int  # type: ignore[override]
+    ) -> None:
+        losses = pl_module.latest
+        assert losses is not None
+        for name, value in losses.sums.items():
+            self._sums[name] = self._sums[name] + value.detach()
+            self._counts[name] += losses.counts[name]
+        self._tokens += batch.num_tokens
+        self._samples += len(batch.ids)
+        self._padding += batch.input_ids.numel() - batch.num_tokens
+        for reason, ids in batch.dropped.items():
+            self.dropped[reason] += len(ids)
+        step = trainer.global_step
+        if step != self._last_step and (step % self.every == 0 or step == trainer.max_steps or step == 1):
+            self._write(trainer, pl_module, losses.report)
+            self._last_step = step
+
+    def on_train_end(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
+        self.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: TrainingModule, exception: BaseException) -> None:  # type: ignore[override]
+        self.close()
+
+    def close(self) -> None:
+        """Ends metrics.jsonl and writes the same as metrics.csv."""
+        if getattr(self, "_stream", None) is not None:
+            self._stream.close()
+            self._stream = None
+            write_csv(self.file)
+
+    def _write(self, trainer: Trainer, module: TrainingModule, report: Any) -> None:
+        seconds = time.perf_counter() - self._since
+        steps = max(trainer.global_step - self._last_step, 1)
+        sums = {name: float(value) / max(self._counts[name], 1) for name, value in self._sums.items()}
+        total = sum(module.latest.weights.get(name, 1.0) * value for name, value in sums.items()) if module.latest else 0
+        record: dict[str, float] = {"step": trainer.global_step, "train/loss": total}
+        if len(sums) > 1:
+            record |= {f"train/loss_{name}": value for name, value in sums.items()}
+        record |= {f"train/{name}": float(value) for name, value in report.items()}
+        record |= {f"lr/{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups}
+        record |= {
+            "train/grad_norm": module.last_norm,
+            "time/step_s": seconds / steps,
+            "data/tokens_per_s": self._tokens / seconds,
+            "data/samples_per_s": self._samples / seconds,
+            "data/padding_share": self._padding / max(self._padding + self._tokens, 1),
+        }
+        record |= {f"data/dropped/{reason}": count for reason, count in self.dropped.items()}
+        self.record = record
+        if self._stream is not None:
+            self._stream.write(json.dumps({key: _short(value) for key, value in record.items()}) + "\n")
+            self._stream.flush()
+        for logger in trainer.loggers:
+            logger.log_metrics({key: value for key, value in record.items() if key != "step"}, step=trainer.global_step)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Any] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._tokens = self._samples = self._padding = 0
+        self.dropped: dict[str, int] = getattr(self, "dropped", defaultdict(int))
+        self._since = time.perf_counter()
+
+
+class MovedCheck(Callback):
+    """After the first step with a learning rate, asserts that exactly what the policy opens has moved."""
+
+    _NUM_PROBES = 512
+
+    def on_train_start(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
+        self._before: dict[str, torch.Tensor] | None = _probes(pl_module, self._NUM_PROBES)
+        self._had_lr = any(group["lr"] > 0 for group in trainer.optimizers[0].param_groups)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: TrainingModule, *args: Any) -> None:  # type: ignore[override]
+        if self._before is None or trainer.fit_loop._should_accumulate():
+            return
+        if self._had_lr and pl_module.num_skipped == 0:
+            self._compare(pl_module)
+            self._before = None
+        self._had_lr = any(group["lr"] > 0 for group in trainer.optimizers[0].param_groups)
+
+    def _compare(self, module: TrainingModule) -> None:
+        assert self._before is not None
+        after = _probes(module, self._NUM_PROBES)
+        moved = {name for name, values in after.items() if not torch.equal(values, self._before[name])}
+        trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        wrongly = sorted(moved - trained)
+        if wrongly:
+            raise ConfigError(
+                f"{len(wrongly)} frozen tensors moved in the first step: {', '.join(wrongly[:4])}",
+                expected="only what stage.policy opens",
+                where="stage.policy",
+            )
+        for name, part in module.parts().items():
+            inside = {id(parameter) for parameter in part.parameters() if parameter.requires_grad}
+            names = {key for key, parameter in module.named_parameters() if id(parameter) in inside}
+            if names and not names & moved:
+                raise ConfigError(
+                    f"{name} has {len(names)} trained tensors and none moved in the first step",
+                    expected="a gradient that reaches it",
+                    where=f"stage.policy.{name}",
+                    fix="check that the data holds what this part sees, and its learning rate",
+                )
+        log.info("after the first step: %d of %d trained tensors moved, no frozen one did", len(moved), len(trained))
+
+
+class Checkpoints(Callback):
+    """Saves at optimizer-step boundaries: every n steps, at the end, and when a signal asks the run to stop."""
+
+    def __init__(self, folder: Path, every_n_steps: int, keep: int = 2) -> None:
+        self.folder, self.every, self.keep = folder, every_n_steps, keep
+        self._signal: int | None = None
+        self._saved_at = -1
+        self._failed = 0
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
+        self._saved_at = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[signum] = signal.signal(signum, self._on_signal)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: TrainingModule, *args: Any) -> None:  # type: ignore[override]
+        if trainer.fit_loop._should_accumulate():
+            return
+        step = trainer.global_step
+        due = step % self.every == 0 or step == trainer.max_steps or self._signal is not None
+        if due and step != self._saved_at:
+            self._save(trainer, step)
+        if self._signal is not None:
+            raise Interrupted(self._signal, step)
+
+    def teardown(self, trainer: Trainer, pl_module: TrainingModule, stage: str) -> None:  # type: ignore[override]
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}
+
+    def _save(self, trainer: Trainer, step: int) -> None:
+        try:
+            trainer.save_checkpoint(self.folder / f"step_{step:08d}.ckpt")
+        except (CheckpointError, OSError) as error:
+            self._failed += 1
+            log.warning("checkpoint of step %d not written, the one before stays: %s", step, error)
+            if self._failed >= 3:
+                raise
+            return
+        self._failed, self._saved_at = 0, step
+        checkpoint.prune(self.folder, self.keep)
+
+    def _on_signal(self, signum: int, frame: Any) -> None:
+        if self._signal is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = signum
+        log.warning("%s: saving after this step", signal.Signals(signum).name)
+
+
+def write_csv(jsonl: Path) -> None:
+    """metrics.jsonl as metrics.csv, one column for every name that occurs."""
+    rows = [json.loads(line) for line in jsonl.read_text(encoding="utf-8").splitlines()]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with jsonl.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _drop_after(file: Path, step: int) -> None:
+    """Removes records of steps that a resumed run is about to do again."""
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step(line) <= step]
+        if len(kept) != len(lines):
+            file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")
+
+
+def _probes(module: torch.nn.Module, count: int) -> dict[str, torch.Tensor]:
+    """A few evenly spaced values of every parameter."""
+    probes = {}
+    for name, parameter in module.named_parameters():
+        flat = parameter.detach().flatten()
+        probes[name] = flat[:: max(1, flat.numel() // count)].clone()
+    return probes
+
+
+def _short(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.6g}")

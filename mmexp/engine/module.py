@@ -1,0 +1,193 @@
+"""The LightningModule: plan, objective, policy, optimizer, and nothing clever."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from mmexp.contracts import Batch, Losses
+from mmexp.engine.chain import Changed, load_weights
+from mmexp.engine.checkpoint import check_state, trained_names
+from mmexp.engine.optim import AdamWCosineConfig, clip_and_check
+from mmexp.errors import DataError
+from mmexp.tuning import LoraSettings, TrainedPart, apply_policy, describe, parameter_groups
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mmexp.engine.manifest import RunDir
+    from mmexp.model import MultimodalModel, Plan
+    from mmexp.objective import ObjectiveConfig
+
+log = logging.getLogger(__name__)
+
+_BAD_STEPS_IN_A_ROW = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The numbers of one stage that the module needs."""
+
+    policy: Mapping[str, Any]
+    """Part -> frozen, lora, full or a mapping of its children."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    lr: float
+    """Peak learning rate."""
+    lr_by_part: Mapping[str, float] = field(default_factory=dict)
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.03
+    """Share of the steps with rising learning rate."""
+    grad_clip: float | None = None
+    """Largest total gradient norm; null clips nothing."""
+    num_steps: int
+    """Optimizer steps of the whole run."""
+    accumulate: int = 1
+    """Micro-batches in one optimizer step on each rank."""
+    seed: int = 0
+
+
+class TrainingModule(LightningModule):
+    """Trains what the policy opens, with gradients weighted by supervised tokens over the whole optimizer step.
+
+    Args:
+        plan: Builds the model.
+        objective: Builds the loss.
+        optim: Builds optimizer and schedule.
+        recipe: The stage's numbers.
+        init_from: Finished run whose weights come before the policy is applied; None starts from the base weights.
+    """
+
+    strict_loading = False
+
+    def __init__(
+        self,
+        plan: Plan,
+        objective: ObjectiveConfig,
+        optim: AdamWCosineConfig,
+        recipe: Recipe,
+        init_from: RunDir | None = None,
+    ) -> None:
+        super().__init__()
+        self.plan, self.recipe, self.init_from = plan, recipe, init_from
+        self._objective_config, self._optim = objective, optim
+        self.model: MultimodalModel | None = None
+        self.objective: Any = None
+        self.changed: Changed = {}
+        self.latest: Losses | None = None
+        """Losses of the last micro-batch, for the log."""
+        self.last_norm = 0.0
+        """Gradient norm of the last optimizer step, before clipping."""
+        self.num_skipped = 0
+        """Optimizer steps left out because a gradient was not finite."""
+        self._bad_in_a_row = 0
+        self._window = (0, 0)
+        self._window_ids: list[str] = []
+
+    def configure_model(self) -> None:
+        if self.model is not None:
+            return
+        self.model = self.plan.build()
+        self.objective = self._objective_config.build(self.plan)
+        self.objective.requires(self.plan)
+        if self.init_from is not None:
+            self.changed = load_weights(self.parts(), self.init_from)
+        apply_policy(self.model, self.recipe.policy, self.recipe.lora)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Encoder, connector, llm, ... and `objective` when it owns weights."""
+        assert self.model is not None
+        heads = {"objective": self.objective} if any(True for _ in self.objective.parameters()) else {}
+        return self.model.parts() | heads
+
+    def table(self) -> list[TrainedPart]:
+        """What trains, and with which learning rate."""
+        return describe(self.parts(), self.recipe.policy, self.recipe.lr, self.recipe.lr_by_part)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        torch.manual_seed(_mix(self.recipe.seed, datamodule.position))
+        losses = self.objective(self.model, batch)
+        self.latest = losses
+        datamodule.advance()
+        return self._normalised(losses, batch)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turns the sum of micro-batch losses into the mean over all supervised tokens of the step."""
+        reference, total = self._window
+        world = self.trainer.world_size
+        if world > 1:
+            total = int(self.trainer.strategy.reduce(torch.tensor(float(total), device=self.device), reduce_op="sum"))
+        factor = reference * self.recipe.accumulate * world / max(total, 1)
+        if factor != 1.0:
+            gradients = [p.grad for p in self._trained() if p.grad is not None]
+            torch._foreach_mul_(gradients, factor)
+        self._window = (0, 0)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips, and leaves a step out when its gradient is not finite: one bad batch must not ruin the weights."""
+        self.last_norm = clip_and_check(self._trained(), self.recipe.grad_clip)
+        finite = self.last_norm < float("inf")
+        self._bad_in_a_row = 0 if finite else self._bad_in_a_row + 1
+        if not finite:
+            self.num_skipped += 1
+            log.warning("gradient is %s; this step is left out (samples %s)", self.last_norm, self._window_ids[:8])
+            for parameter in self._trained():
+                parameter.grad = None
+        if self._bad_in_a_row >= _BAD_STEPS_IN_A_ROW:
+            raise DataError(
+                f"the gradient was not finite in {_BAD_STEPS_IN_A_ROW} steps in a row",
+                where=f"step {self.global_step}, samples {', '.join(self._window_ids[:8])}",
+                fix="a lower stage.lr, stage.grad_clip=1.0, or trainer.precision=32-true",
+            )
+        self._window_ids = []
+
+    def configure_optimizers(self) -> Any:
+        recipe = self.recipe
+        groups = parameter_groups(self.parts(), recipe.lr, recipe.lr_by_part, recipe.weight_decay)
+        optimizer, scheduler = self._optim.build(groups, recipe.num_steps, recipe.warmup_ratio)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        names = trained_names(self)
+        state = checkpoint.get("state_dict", {})
+        checkpoint["state_dict"] = {name: state[name] for name in names if name in state}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_state(checkpoint["state_dict"], self)
+
+    def _normalised(self, losses: Losses, batch: Batch) -> Tensor:
+        """The loss of one micro-batch over the count of the window's first one; `on_before_optimizer_step` mends it.
+
+        With one micro-batch a step, that count is the right one and nothing has to be mended.
+        """
+        first = next(iter(losses.counts))
+        reference, total = self._window
+        reference = reference or max(losses.counts[first], 1)
+        self._window = (reference, total + losses.counts[first])
+        self._window_ids += batch.ids
+        sums = [
+            losses.weights.get(name, 1.0) * value / (reference if name == first else max(losses.counts[name], 1))
+            for name, value in losses.sums.items()
+        ]
+        return torch.stack(sums).sum() if len(sums) > 1 else sums[0]
+
+    def _trained(self) -> list[nn.Parameter]:
+        if not hasattr(self, "_trained_parameters"):
+            self._trained_parameters = [p for p in self.parameters() if p.requires_grad]
+        return self._trained_parameters
+
+
+def _mix(seed: int, position: int) -> int:
+    """A seed for one micro-batch that depends on nothing but the run's seed and the position."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=6).digest(), "big")

@@ -1,0 +1,78 @@
+"""How and where a stage runs: the typed settings around Lightning's Trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+
+from mmexp.engine.checkpoint import AtomicCheckpointIO
+from mmexp.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Everything else that Lightning's Trainer takes goes through `extra`."""
+
+    accelerator: str = "auto"
+    """auto, cpu, gpu, ..."""
+    devices: int = 1
+    """Processes on each node, one device each."""
+    num_nodes: int = 1
+    """Nodes of the job."""
+    strategy: str = "auto"
+    """Lightning strategy: auto, ddp, fsdp, deepspeed_stage_2, ..."""
+    precision: str = "32-true"
+    """32-true, bf16-mixed, ..."""
+    max_steps: int | None = None
+    """Optimizer steps; null takes the stage's own length."""
+    log_every_n_steps: int = 10
+    """Steps between two records of metrics.jsonl."""
+    checkpoint_every_n_steps: int = 500
+    """Steps between two checkpoints to resume from."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that stay."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of `lightning.pytorch.Trainer`, by their names."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the whole job."""
+        return self.devices * self.num_nodes
+
+    def build(self, root: Path, num_steps: int, accumulate: int, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
+        """The Trainer for `num_steps` optimizer steps as one Lightning epoch.
+
+        Raises:
+            ConfigError: Lightning does not know an argument or a value.
+        """
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        try:
+            return Trainer(
+                accelerator=self.accelerator,
+                devices=self.devices,
+                num_nodes=self.num_nodes,
+                strategy=self.strategy,
+                precision=self.precision,  # type: ignore[arg-type]
+                max_steps=num_steps,
+                max_epochs=-1,
+                accumulate_grad_batches=accumulate,
+                default_root_dir=root,
+                logger=loggers or False,
+                callbacks=callbacks,
+                plugins=[AtomicCheckpointIO()],
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                limit_val_batches=0,
+                log_every_n_steps=10**9,
+                **self.extra,
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error).splitlines()[0], where="trainer", fix="see the Trainer page of Lightning") from error
