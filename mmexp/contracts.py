@@ -73,8 +73,8 @@ class Segment:
     """A rendered piece of a conversation: exactly one of text, a control token or a medium."""
 
     text: str = ""
-    control: Literal["bos", "eos"] | None = None
-    """A special token by its role in the tokenizer. User text can never become one."""
+    control: str | None = None
+    """A special token: `bos` or `eos` by role, any other by its literal name. User text can never become one."""
     medium: Medium | None = None
     supervised: bool = False
     """Whether the tokens of this piece carry loss."""
@@ -141,6 +141,10 @@ class Batch:
     """Per modality the sample id of each of the M media."""
     num_supervised: int = 0
     """Positions that carry loss, known on the CPU so that nobody has to wait for the device."""
+    dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Per reason the ids of samples that were left out of this batch by a counted rule."""
+    num_dropped_turns: int = 0
+    """Turns cut from the ends of over-long samples of this batch."""
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`."""

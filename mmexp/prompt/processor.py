@@ -1,0 +1,197 @@
+"""From a sample to an `Item`: template, tokens, slots and transformed media. Holds no module; data workers run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mmexp.contracts import IGNORE, Item, Medium, Sample, Turn
+from mmexp.errors import DataError, MmexpError
+from mmexp.prompt.image import load_image
+from mmexp.prompt.template import ChatTemplate
+from mmexp.prompt.tokenizer import Encoded, SegmentTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOADERS: Mapping[str, Callable[[Any, str], Any]] = {"image": load_image}
+"""Per modality what turns `Medium.source` into the object that the encoder's transform takes."""
+
+
+class TooLongError(DataError):
+    """Not even the first user and assistant turn fit. Training drops such a sample by a counted rule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A sample before its media are decoded: tokens, supervision, slots, and the media that belong to the slots."""
+
+    encoded: Encoded
+    media: tuple[Medium, ...]
+    num_dropped_turns: int = 0
+
+    @property
+    def num_supervised(self) -> int:
+        """How many tokens carry loss."""
+        return sum(self.encoded.supervised)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """Makes tensors from samples; the same object serves training, evaluation, chat and previews."""
+
+    template: ChatTemplate
+    tokenizer: SegmentTokenizer
+    max_length_tokens: int
+    """Longest sequence, slots included."""
+    slot_lengths: Mapping[str, int] = field(default_factory=dict)
+    """Per modality the number of soft tokens of one medium; the connector owns this number."""
+    transforms: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
+    """Per modality the encoder's transform; must be picklable."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError when the tokenizer lacks a control token of the template."""
+        self.tokenizer.check(self.template)
+
+    def encode(self, sample: Sample) -> Item:
+        """The sample with labels, for training. `Item.num_supervised` is 0 when nothing carries loss.
+
+        Raises:
+            TooLongError: not even the first exchange fits.
+            DataError: no answer, roles out of order, or a medium that cannot be read.
+        """
+        return self._to_item(self.layout(sample), sample)
+
+    def encode_prompt(
+        self, turns: Sequence[Turn], id: str = "prompt", dataset: str = "", meta: Mapping[str, Any] | None = None
+    ) -> Item:
+        """The turns followed by the generation prompt; its ids are a prefix of the training ids.
+
+        Raises:
+            TooLongError: longer than the limit.
+            DataError: the last turn is an answer, roles out of order, or a medium that cannot be read.
+        """
+        sample = Sample(id=id, dataset=dataset, turns=tuple(turns), meta=meta or {})
+        _check_roles(sample)
+        if not turns or turns[-1].role == "assistant":
+            raise DataError("nothing to answer", expected="a user turn at the end", where=describe(sample))
+        encoded = self._encode(sample.turns, sample, generation_prompt=True)
+        if len(encoded.ids) > self.max_length_tokens:
+            raise self._too_long(len(encoded.ids), sample)
+        return self._to_item(Layout(encoded=encoded, media=_media(sample.turns)), sample)
+
+    def layout(self, sample: Sample) -> Layout:
+        """Everything `encode` decides, without opening a medium: whole exchanges go from the end until it fits.
+
+        Raises:
+            As `encode`, but for unreadable media.
+        """
+        _check_roles(sample)
+        if not any(turn.role == "assistant" for turn in sample.turns):
+            raise DataError(
+                "a conversation without an answer",
+                expected="at least one assistant turn (`gpt` in LLaVA JSON)",
+                where=describe(sample),
+                fix="remove the row, or add the answer",
+            )
+        exchanges = _exchanges(sample.turns)
+        encoded = self._encode(sample.turns, sample)
+        if len(encoded.ids) <= self.max_length_tokens:
+            return Layout(encoded=encoded, media=_media(sample.turns))
+        best: tuple[Encoded, int] | None = None
+        low, high = 1, len(exchanges) - 1
+        while low <= high:  # a longer beginning of the conversation is never shorter in tokens
+            middle = (low + high) // 2
+            shorter = self._encode(_join(exchanges[:middle]), sample)
+            if len(shorter.ids) <= self.max_length_tokens:
+                best, low = (shorter, middle), middle + 1
+            else:
+                high = middle - 1
+        if best is None:
+            raise self._too_long(len(encoded.ids), sample)
+        kept = _join(exchanges[: best[1]])
+        return Layout(encoded=best[0], media=_media(kept), num_dropped_turns=len(sample.turns) - len(kept))
+
+    def _encode(self, turns: Sequence[Turn], sample: Sample, generation_prompt: bool = False) -> Encoded:
+        try:
+            return self.tokenizer.encode(self.template.render(turns, generation_prompt), self.slot_lengths)
+        except DataError as error:
+            raise DataError(error.found, expected=error.expected, where=describe(sample), fix=error.fix) from None
+
+    def _too_long(self, length: int, sample: Sample) -> TooLongError:
+        return TooLongError(
+            f"{length} tokens, and the first exchange alone does not fit",
+            expected=f"at most {self.max_length_tokens} tokens, slots included",
+            where=describe(sample),
+            fix="raise processor.max_length_tokens (up to what the LLM allows), or shorten the text",
+        )
+
+    def _to_item(self, layout: Layout, sample: Sample) -> Item:
+        import torch  # not at the top: the config door reads this room's dataclasses and must stay fast
+
+        encoded = layout.encoded
+        input_ids = torch.tensor(encoded.ids, dtype=torch.int64)
+        supervised = torch.tensor(encoded.supervised, dtype=torch.bool)
+        media: dict[str, list[Tensor]] = {}
+        for medium in layout.media:
+            media.setdefault(medium.modality, []).append(self._load(medium, sample))
+        return Item(
+            id=sample.id,
+            dataset=sample.dataset,
+            input_ids=input_ids,
+            labels=input_ids.masked_fill(~supervised, IGNORE),
+            runs=tuple(encoded.runs),
+            media={modality: tuple(values) for modality, values in media.items()},
+            num_dropped_turns=layout.num_dropped_turns,
+            meta=sample.meta,
+        )
+
+    def _load(self, medium: Medium, sample: Sample) -> Tensor:
+        where = describe(sample)
+        load, transform = LOADERS.get(medium.modality), self.transforms.get(medium.modality)
+        if load is None or transform is None:
+            raise DataError(f"no loader or transform for {medium.modality!r}", where=where)
+        loaded = load(medium.source, where)
+        try:
+            return transform(loaded)
+        except MmexpError:
+            raise
+        except (ValueError, TypeError, OSError) as error:
+            raise DataError(f"the {medium.modality} cannot be transformed ({error})", where=where) from error
+
+
+def describe(sample: Sample) -> str:
+    """Dataset and id of a sample, for messages."""
+    return f"{sample.dataset}, sample {sample.id!r}" if sample.dataset else f"sample {sample.id!r}"
+
+
+def _media(turns: Sequence[Turn]) -> tuple[Medium, ...]:
+    return tuple(medium for turn in turns for medium in turn.media)
+
+
+def _check_roles(sample: Sample) -> None:
+    """Raises DataError unless the turns are: perhaps a system turn, then user and assistant in alternation."""
+    roles = [turn.role for turn in sample.turns]
+    body = roles[1:] if roles[:1] == ["system"] else roles
+    if body != [("user", "assistant")[index % 2] for index in range(len(body))]:
+        raise DataError(
+            f"turns in the order {', '.join(roles)}",
+            expected="user and assistant in alternation, at most one system turn before them",
+            where=describe(sample),
+            fix="merge neighbouring turns of one speaker",
+        )
+
+
+def _exchanges(turns: Sequence[Turn]) -> list[list[Turn]]:
+    """Groups of turns that are kept or cut together; the first one includes the system turn."""
+    groups: list[list[Turn]] = [[]]
+    for turn in turns:
+        if turn.role == "user" and any(other.role == "user" for other in groups[-1]):
+            groups.append([])
+        groups[-1].append(turn)
+    return groups
+
+
+def _join(exchanges: Sequence[Sequence[Turn]]) -> list[Turn]:
+    return [turn for exchange in exchanges for turn in exchange]

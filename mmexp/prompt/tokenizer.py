@@ -1,0 +1,194 @@
+"""Segments to token ids. Text between media is tokenised once; supervision follows characters, never a second pass."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mmexp.contracts import MediaRun, Segment
+from mmexp.errors import ConfigError, DataError
+from mmexp.prompt.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_ROLES = ("bos", "eos")
+
+
+@dataclass
+class Encoded:
+    """Ids, supervision and slots of one conversation; the three grow together and so cannot drift apart."""
+
+    ids: list[int] = field(default_factory=list)
+    supervised: list[bool] = field(default_factory=list)
+    runs: list[MediaRun] = field(default_factory=list)
+
+    def append(self, ids: Iterable[int], supervised: Iterable[bool]) -> None:
+        """Adds tokens with their supervision."""
+        self.ids += ids
+        self.supervised += supervised
+
+
+class SegmentTokenizer:
+    """Tokenises segments as the published preprocessing of LLaVA does, without letting user text become control tokens.
+
+    Text between two media, or between a medium and a control token, is one piece, so that merges are as published. A
+    piece at the start or behind a medium is tokenised afresh (a SentencePiece model then puts its prefix space), a
+    piece behind a control token continues (no prefix space), as the same tokenizer does with special tokens inside a
+    string. Source: haotian-liu/LLaVA @ c121f04 llava/mm_utils.py tokenizer_image_token.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers. Only its backend and its special tokens are kept, so the object is
+            small and can be pickled for data workers.
+
+    Raises:
+        ConfigError: the tokenizer has no fast backend.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:  # Any: transformers' tokenizer classes share no useful static type
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ConfigError(
+                f"the tokenizer {type(tokenizer).__name__} has no fast backend",
+                expected="a tokenizer with character offsets (tokenizer.json)",
+                where="llm",
+                fix="point llm.tokenizer_path to a folder with tokenizer.json",
+            )
+        self._fresh = _private_copy(backend.to_str())
+        self._continued = _private_copy(_without_first_prefix(backend.to_str()))
+        self._roles = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+        self._special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        self._special |= {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
+        self._pad_id = next((index for index in candidates if index is not None), 0)
+
+    @property
+    def pad_id(self) -> int:
+        """Fills slots and padding, where the model never reads it: the pad token, else unk, else eos, else 0."""
+        return self._pad_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return self._fresh.get_vocab_size(with_added_tokens=True)
+
+    def control_id(self, name: str) -> int:
+        """Id of a control token: `bos` or `eos` by role, anything else by the special token's literal name.
+
+        Raises:
+            ConfigError: the tokenizer does not have it.
+        """
+        found = self._roles.get(name) if name in _ROLES else self._special.get(name)
+        if found is None:
+            near = difflib.get_close_matches(name, self._special, n=1, cutoff=0.4)
+            has = ", ".join(sorted(self._special)[:12]) or "none"
+            raise ConfigError(
+                f"the template writes {{{name}}}, which this tokenizer does not have",
+                expected=f"one of its special tokens: {has}",
+                where="template",
+                fix=f"{near[0]!r} instead" if near else "another template=, or leave the mark out, e.g. template.begin=",
+            )
+        return found
+
+    def check(self, template: ChatTemplate) -> None:
+        """Raises ConfigError when the tokenizer lacks a control token that the template writes."""
+        for name in template.controls:
+            self.control_id(name)
+
+    def stop_ids(self, template: ChatTemplate) -> tuple[int, ...]:
+        """Ids that end generation: what closes an answer, and the tokenizer's own end."""
+        ids = [self.control_id(name) for name in template.stop_controls]
+        return tuple(dict.fromkeys(ids + [index for index in [self._roles["eos"]] if index is not None]))
+
+    def encode(self, segments: Sequence[Segment], slot_lengths: Mapping[str, int]) -> Encoded:
+        """Ids, supervision flags and slots; every medium takes `slot_lengths[modality]` slots that hold the pad id.
+
+        Raises:
+            DataError: a medium of a modality that the model has no branch for.
+        """
+        out, fresh = Encoded(), True
+        pending: list[Segment] = []
+
+        def flush() -> None:
+            self._encode_text(pending, fresh, out)
+            pending.clear()
+
+        for segment in segments:
+            if segment.medium is not None:
+                flush()
+                length = _slot_length(segment.medium.modality, slot_lengths)
+                out.runs.append(MediaRun(modality=segment.medium.modality, start=len(out.ids), length=length))
+                out.append([self._pad_id] * length, [False] * length)
+                fresh = True
+            elif segment.control is not None:
+                flush()
+                # A leading bos is what tokenizers add on their own before the first piece, so that piece stays fresh.
+                fresh = segment.control == "bos" and not out.ids
+                out.append([self.control_id(segment.control)], [segment.supervised])
+            elif segment.text:
+                pending.append(segment)
+        flush()
+        return out
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids`."""
+        return self._fresh.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """One readable piece per id, for previews."""
+        return [self._fresh.id_to_token(index) or f"<{index}>" for index in ids]
+
+    def _encode_text(self, segments: Sequence[Segment], fresh: bool, out: Encoded) -> None:
+        """Tokenises the joined segments; a token is supervised iff its last character is."""
+        if not segments:
+            return
+        backend = self._fresh if fresh else self._continued
+        encoding = backend.encode("".join(segment.text for segment in segments), add_special_tokens=False)
+        flags = [segment.supervised for segment in segments for _ in segment.text]
+        out.append(encoding.ids, (flags[max(end - 1, 0)] for _, end in encoding.offsets))
+
+
+def _slot_length(modality: str, slot_lengths: Mapping[str, int]) -> int:
+    if modality not in slot_lengths:
+        has = ", ".join(slot_lengths) or "none (text only)"
+        raise DataError(
+            f"the conversation holds {modality!r}, which this model has no encoder for",
+            expected=f"modalities of the model: {has}",
+            fix="add an encoder and a connector for it, or use data without it",
+        )
+    return slot_lengths[modality]
+
+
+def _private_copy(serialized: str) -> Tokenizer:
+    """A backend of our own: special tokens in text stay text, and nothing is cut or padded behind our back."""
+    from tokenizers import Tokenizer
+
+    copy = Tokenizer.from_str(serialized)
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = True
+    return copy
+
+
+def _without_first_prefix(serialized: str) -> str:
+    """The same tokenizer for text that continues: a prefix space that belongs only to a string's start is left out.
+
+    Legacy Llama tokenizers put the space before every piece by their own design; they are left as they are.
+    """
+    state = json.loads(serialized)
+
+    def visit(node: Any) -> None:
+        if isinstance(node, dict):
+            if node.get("type") == "Metaspace" and node.get("prepend_scheme") == "first":
+                node["prepend_scheme"] = "never"
+            for child in node.values():
+                visit(child)
+        elif isinstance(node, list):
+            for child in node:
+                visit(child)
+
+    visit(state.get("pre_tokenizer"))
+    return json.dumps(state)
