@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import Logger
-
-from mmexp.engine.checkpoint import AtomicCheckpointIO
 from mmexp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.loggers import Logger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,10 @@ class TrainerConfig:
         Raises:
             ConfigError: Lightning does not know an argument or a value.
         """
+        from lightning.pytorch import Trainer
+
+        from mmexp.engine.checkpoint import AtomicCheckpointIO
+
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
             return Trainer(

@@ -1,0 +1,65 @@
+"""Training under Lightning: run directories, the module, checkpoints, the chain of stages, and predictors.
+
+The names are imported when they are first used: Lightning takes seconds to import, and the doctor, which only reads
+the configs of this room, must answer at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmexp.engine.callbacks import Interrupted
+    from mmexp.engine.chain import load_weights, save_weights
+    from mmexp.engine.job import StageJob, fit
+    from mmexp.engine.log import console, setup_logging
+    from mmexp.engine.manifest import RunDir, open_run_dir, provenance
+    from mmexp.engine.module import Recipe, TrainingModule
+    from mmexp.engine.optim import AdamWCosineConfig
+    from mmexp.engine.predict import Generator
+    from mmexp.engine.trackers import TensorBoardConfig, WandbConfig
+    from mmexp.engine.trainer import TrainerConfig
+
+_HOMES = {
+    "AdamWCosineConfig": "optim",
+    "Generator": "predict",
+    "Interrupted": "callbacks",
+    "Recipe": "module",
+    "RunDir": "manifest",
+    "StageJob": "job",
+    "TensorBoardConfig": "trackers",
+    "TrainerConfig": "trainer",
+    "TrainingModule": "module",
+    "WandbConfig": "trackers",
+    "console": "log",
+    "fit": "job",
+    "load_weights": "chain",
+    "open_run_dir": "manifest",
+    "provenance": "manifest",
+    "save_weights": "chain",
+    "setup_logging": "log",
+}
+__all__ = [
+    "AdamWCosineConfig",
+    "Generator",
+    "Interrupted",
+    "Recipe",
+    "RunDir",
+    "StageJob",
+    "TensorBoardConfig",
+    "TrainerConfig",
+    "TrainingModule",
+    "WandbConfig",
+    "console",
+    "fit",
+    "load_weights",
+    "open_run_dir",
+    "provenance",
+    "save_weights",
+    "setup_logging",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

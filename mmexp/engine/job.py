@@ -1,0 +1,204 @@
+"""One stage, from its parts to finished weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmexp.contracts import Dataset
+from mmexp.data import Collator, MultimodalDataModule, preflight, require_trainable
+from mmexp.engine import checkpoint
+from mmexp.engine.callbacks import Checkpoints, Interrupted, MetricsLog, MovedCheck
+from mmexp.engine.chain import save_weights
+from mmexp.engine.manifest import RunDir
+from mmexp.engine.module import Recipe, TrainingModule
+from mmexp.engine.progress import TrainingProgress
+from mmexp.errors import ConfigError
+from mmexp.tuning import LoraSettings, TrainedPart
+
+if TYPE_CHECKING:
+    from mmexp.engine.optim import AdamWCosineConfig
+    from mmexp.engine.trainer import TrainerConfig
+    from mmexp.model import Plan
+    from mmexp.objective import ObjectiveConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageJob:
+    """This model, on this data, with this objective, moving these parts, starting from there."""
+
+    run: RunDir
+    label: str
+    """Name of the stage, for bars and messages."""
+    plan: Plan
+    data: Any
+    """A config with `build() -> Dataset`."""
+    objective: ObjectiveConfig
+    policy: Mapping[str, Any]
+    init_from: RunDir | None
+    lora: LoraSettings
+    lr: float
+    lr_by_part: Mapping[str, float]
+    weight_decay: float
+    warmup_ratio: float
+    grad_clip: float | None
+    batch_size: int
+    """Samples of one optimizer step over all devices."""
+    micro_batch_size: int
+    """Samples that one device takes at once."""
+    epochs: float
+    """Passes over the data; `trainer.max_steps` or `max_steps` go before it."""
+    max_steps: int | None
+    optim: AdamWCosineConfig
+    trainer: TrainerConfig
+    loggers: Mapping[str, Any]
+    row: str
+    """How the collator lays out a batch: flat or padded."""
+    num_workers: int
+    seed: int
+    check_rows: int
+    """How many rows are tokenised before training to see that they supervise something."""
+    config: Mapping[str, Any]
+    """The resolved configuration, redacted, for the trackers."""
+    tags: Sequence[str] = ()
+    group: str = "mmexp"
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches of one optimizer step on one device."""
+        step = self.micro_batch_size * self.trainer.world_size
+        if self.batch_size % step:
+            raise ConfigError(
+                f"{self.batch_size}",
+                expected=f"a multiple of micro_batch_size x devices = {step}",
+                where="stage.batch_size",
+                fix=f"stage.batch_size={math.ceil(self.batch_size / step) * step}",
+            )
+        return self.batch_size // step
+
+    def num_steps(self, num_samples: int) -> int:
+        """Optimizer steps of the whole stage."""
+        if self.trainer.max_steps is not None:
+            return self.trainer.max_steps
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, math.ceil(self.epochs * num_samples / self.batch_size))
+
+
+def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> TrainingModule:
+    """Trains a stage, or continues it from its newest checkpoint, and writes the weights it hands on.
+
+    Args:
+        job: The stage.
+        on_start: Gets the table of what trains before the first step.
+
+    Returns:
+        The module, in eval mode.
+
+    Raises:
+        Interrupted: a signal asked to stop; the run is saved and can be continued.
+    """
+    started = time.monotonic()
+    dataset = job.data.build()
+    report = preflight(dataset, job.plan.processor, max_rows=job.check_rows)
+    require_trainable(report)
+    num_steps = job.num_steps(len(dataset))
+    module = TrainingModule(job.plan, job.objective, job.optim, _recipe(job, num_steps), job.init_from)
+    datamodule = _datamodule(job, dataset, num_steps)
+    resume = checkpoint.newest(job.run.checkpoints)
+    derived = _derived(job, len(dataset), num_steps)
+    job.run.update_manifest(status="running", derived=derived, resumed_from=resume.name if resume else None)
+    if resume:
+        log.info("continuing from %s", resume.name)
+    trainer = job.trainer.build(job.run.path, num_steps, job.accumulate, _callbacks(job, on_start), _loggers(job))
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
+    except Interrupted:
+        job.run.update_manifest(status="interrupted", step=trainer.global_step)
+        raise
+    except BaseException:
+        job.run.update_manifest(status="failed", step=trainer.global_step)
+        raise
+    if trainer.is_global_zero:
+        save_weights(module.parts(), job.policy, module.changed, job.run)
+        job.run.update_manifest(
+            status="trained",
+            step=trainer.global_step,
+            parts=[vars(part) for part in module.table()],
+            train_s=round(time.monotonic() - started, 1),
+            peak_memory_mb=peak_memory_mb(),
+            num_skipped_steps=module.num_skipped,
+        )
+    return module.eval()
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _recipe(job: StageJob, num_steps: int) -> Recipe:
+    present = {name: tree for name, tree in job.policy.items() if job.plan.inputs or name == "llm"}
+    return Recipe(
+        policy=present,
+        lora=job.lora,
+        lr=job.lr,
+        lr_by_part=job.lr_by_part,
+        weight_decay=job.weight_decay,
+        warmup_ratio=job.warmup_ratio,
+        grad_clip=job.grad_clip,
+        num_steps=num_steps,
+        accumulate=job.accumulate,
+        seed=job.seed,
+    )
+
+
+def _datamodule(job: StageJob, dataset: Dataset, num_steps: int) -> MultimodalDataModule:
+    return MultimodalDataModule(
+        dataset=dataset,
+        processor=job.plan.processor,
+        collator=Collator(pad_id=job.plan.tokenizer.pad_id, row=job.row),
+        micro_batch_size=job.micro_batch_size,
+        num_micro_batches=num_steps * job.accumulate,
+        seed=job.seed,
+        num_workers=job.num_workers,
+    )
+
+
+def _callbacks(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> list[Any]:
+    metrics = MetricsLog(job.run.path / "metrics.jsonl", job.trainer.log_every_n_steps)
+    every, keep = job.trainer.checkpoint_every_n_steps, job.trainer.keep_checkpoints
+    return [
+        metrics,
+        TrainingProgress(metrics, job.label, on_start),
+        MovedCheck(),
+        Checkpoints(job.run.checkpoints, every, keep),
+    ]
+
+
+def _loggers(job: StageJob) -> list[Any]:
+    built = [
+        logger.build(job.run.path, job.group, job.label, list(job.tags), dict(job.config))
+        for logger in job.loggers.values()
+    ]
+    return [logger for logger in built if logger is not None]
+
+
+def _derived(job: StageJob, num_samples: int, num_steps: int) -> dict[str, Any]:
+    return {
+        "num_samples": num_samples,
+        "num_steps": num_steps,
+        "accumulate": job.accumulate,
+        "soft_tokens": {modality: branch.num_soft_tokens for modality, branch in job.plan.inputs.items()},
+        "llm_width": job.plan.spec.width,
+        "vocab_size": job.plan.spec.vocab_size,
+    }

@@ -1,0 +1,72 @@
+"""Trackers that metrics go to besides metrics.jsonl: Weights & Biases and TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """Weights & Biases: online when a key is there, offline otherwise. It never stops a run."""
+
+    project: str = "mmexp"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user; null takes the account's default."""
+    offline: bool = False
+    """Never contact the server."""
+
+    def build(self, run_dir: Path, group: str, job_type: str, tags: list[str], config: dict[str, Any]) -> Logger | None:
+        online = not self.offline and (bool(os.environ.get("WANDB_API_KEY")) or _has_netrc_key())
+        if not online and not self.offline:
+            log.info("no W&B key: logging offline; later `wandb login`, then `wandb sync %s/wandb/offline-run-*`", run_dir)
+        try:
+            from lightning.pytorch.loggers import WandbLogger
+
+            os.environ.setdefault("WANDB_SILENT", "true")
+            logger = WandbLogger(
+                project=self.project,
+                entity=self.entity,
+                offline=not online,
+                save_dir=str(run_dir),
+                id=run_dir.name,
+                resume="allow",
+                name=f"{group}/{job_type}/{run_dir.name}",
+                group=group,
+                job_type=job_type,
+                tags=tags,
+                config=config,
+            )
+            _ = logger.experiment
+            return logger
+        except Exception as error:  # a tracker must not stop an experiment; metrics.jsonl is the record
+            log.warning("W&B is off for this run: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
+            return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBoardConfig:
+    """Event files under `<run>/tensorboard`."""
+
+    def build(self, run_dir: Path, group: str, job_type: str, tags: list[str], config: dict[str, Any]) -> Logger | None:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(save_dir=str(run_dir), name="tensorboard", version="")
+
+
+def _has_netrc_key() -> bool:
+    import netrc
+
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
