@@ -1,0 +1,100 @@
+"""The policy tree: what it opens, what it names when it is wrong, and adapters that peft can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmexp.connector import MlpConfig
+from mmexp.encoder import TinyVisionConfig
+from mmexp.errors import ConfigError
+from mmexp.llm import TinyLlmConfig
+from mmexp.model import Branch, MultimodalModel
+from mmexp.tuning import LoraSettings, apply_policy, describe, merge_adapter, parameter_groups, save_adapter
+
+LORA = LoraSettings(rank=4, alpha=8, dropout=0.0)
+
+
+def model() -> MultimodalModel:
+    spec = TinyVisionConfig().spec()
+    torch.manual_seed(0)
+    branch = Branch(TinyVisionConfig().build(), MlpConfig().build(spec, 32), spec)
+    return MultimodalModel(TinyLlmConfig().build(), {"image": branch})
+
+
+def trained(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def test_leaves_open_and_freeze_whole_parts() -> None:
+    net = model()
+    parts = apply_policy(net, {"encoder": "frozen", "connector": "full", "llm": "frozen"}, LORA)
+    assert trained(parts["encoder"]) == trained(parts["llm"]) == 0
+    assert trained(parts["connector"]) == sum(p.numel() for p in parts["connector"].parameters())
+    assert not parts["encoder"].training and parts["connector"].training
+
+
+def test_a_mapping_reaches_children_and_must_name_them_all() -> None:
+    net = model()
+    parts = apply_policy(
+        net, {"encoder": "frozen", "connector": {"0": "frozen", "1": "frozen", "2": "full"}, "llm": "frozen"}, LORA
+    )
+    assert trained(parts["connector"][0]) == 0 and trained(parts["connector"][2]) > 0
+    with pytest.raises(ConfigError, match="1 is not named"):
+        apply_policy(model(), {"encoder": "frozen", "connector": {"0": "full", "2": "full"}, "llm": "frozen"}, LORA)
+
+
+def test_all_mistakes_come_at_once_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError) as caught:
+        apply_policy(model(), {"encodr": "frozen", "connector": "ful", "llm": "frozen"}, LORA)
+    text = str(caught.value)
+    assert "3 mistakes" in text
+    assert "stage.policy.encoder" in text and "stage.policy.connector=full" in text and "encoder is not named" in text
+
+
+def test_groups_carry_learning_rates_and_spare_norms_from_decay() -> None:
+    net = model()
+    parts = apply_policy(net, {"encoder": "frozen", "connector": "full", "llm": "full"}, LORA)
+    groups = {group["name"]: group for group in parameter_groups(parts, 2e-5, {"connector": 1e-3}, 0.1)}
+    assert groups["connector"]["lr"] == 1e-3 and groups["llm"]["lr"] == 2e-5
+    assert groups["llm"]["weight_decay"] == 0.1 and groups["llm/no_decay"]["weight_decay"] == 0.0
+    assert all(p.ndim == 1 for p in groups["llm/no_decay"]["params"])
+    rows = {row.name: row for row in describe(parts, {"encoder": "frozen", "connector": "full", "llm": "full"}, 2e-5, {})}
+    assert rows["encoder"].num_trained == 0 and rows["encoder"].lr == 0
+    assert sum(len(group["params"]) for group in groups.values()) == sum(p.requires_grad for p in net.parameters())
+
+
+def test_a_learning_rate_for_a_frozen_part_is_refused() -> None:
+    parts = apply_policy(model(), {"encoder": "frozen", "connector": "full", "llm": "frozen"}, LORA)
+    with pytest.raises(ConfigError, match="llm does not train"):
+        parameter_groups(parts, 1e-3, {"llm": 1e-5}, 0.0)
+
+
+def test_lora_opens_adapters_only_and_peft_reads_the_files(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    net = model()
+    parts = apply_policy(net, {"encoder": "frozen", "connector": "full", "llm": "lora"}, LORA)
+    names = [name for name, p in parts["llm"].named_parameters() if p.requires_grad]
+    assert names and all("lora_" in name for name in names)
+    assert not any("lm_head" in name for name in names)
+    for name, parameter in parts["llm"].named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    ids = torch.randint(3, 200, (1, 7))
+    with torch.no_grad():
+        adapted = net.llm.model(input_ids=ids).logits
+    save_adapter(parts["llm"], tmp_path)
+    alone = PeftModel.from_pretrained(TinyLlmConfig().build().model, str(tmp_path)).eval()
+    merged = model().llm
+    merge_adapter(merged, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(alone(input_ids=ids).logits, adapted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(merged.model(input_ids=ids).logits, adapted, atol=1e-4, rtol=1e-4)
+
+
+def test_lora_on_a_connector_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"stage\.policy\.connector"):
+        apply_policy(model(), {"encoder": "frozen", "connector": "lora", "llm": "frozen"}, LORA)
