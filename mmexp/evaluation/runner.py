@@ -1,0 +1,250 @@
+"""Runs a benchmark: predict, grade, the baselines beside it, and everything on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mmexp.contracts import Medium, Sample, Turn
+from mmexp.errors import CheckpointError, ConfigError, DataError
+from mmexp.evaluation.base import BenchmarkConfig, Graded, Predict, answer, question_type
+
+log = logging.getLogger(__name__)
+
+Results = dict[str, dict[str, dict[str, float]]]
+"""{split: {benchmark: {metric: value}}}, the primary metric first."""
+
+_GREY = (128, 128, 128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    texts: list[str]
+    graded: Graded
+
+
+def evaluate(
+    name: str,
+    benchmark: BenchmarkConfig,
+    predict: Predict,
+    out_dir: Path,
+    progress: Console | None = None,
+    splits: Sequence[str] | None = None,
+) -> Results:
+    """Every figure of one benchmark; predictions go to `<out_dir>/predictions/<split>_<name>.jsonl`.
+
+    The blind baseline is `predict` on the same samples with grey images of the same size. The majority baseline
+    answers what is most frequent for the question's type in that very split (see `BenchmarkConfig.majority`).
+
+    Args:
+        name: The benchmark's name in results and file names.
+        predict: Gets samples without their answer, `benchmark.batch_size` at a time.
+        out_dir: The run directory.
+        progress: Where the bar is drawn; only a terminal shows one. None: standard error.
+        splits: Only these splits; None takes all.
+
+    Raises:
+        ConfigError: A split is unknown.
+        DataError: A split is empty or a sample has no answer.
+    """
+    console = progress or Console(stderr=True)
+    results: Results = {}
+    for split in benchmark.splits if splits is None else splits:
+        if split not in benchmark.splits:
+            raise ConfigError(f"no split {split!r}", expected=", ".join(benchmark.splits), where=f"evaluation.{name}")
+        began = time.monotonic()
+        samples = _load(benchmark, f"evaluation.{name}.splits.{split}", split)
+        asked = [_without_answer(sample) for sample in samples]
+        answers = _answer(benchmark, samples, asked, predict, f"{name} {split}", console)
+        metrics = _metrics(benchmark.primary, samples, answers)
+        results[split] = {name: metrics}
+        lines = _lines(samples, asked, answers, out_dir)
+        _write(out_dir / "predictions" / f"{split}_{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        shown = ", ".join(f"{key} {metrics[key]:.3f}" for key in (benchmark.primary, *benchmark.baselines))
+        log.info("%s on %s: %s; %d samples, %.0f s", name, split, shown, len(samples), time.monotonic() - began)
+    return results
+
+
+def merge_results(path: Path, new: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Results:
+    """Adds figures to a results.json, atomically; a benchmark that is run again replaces its old figures.
+
+    Raises:
+        CheckpointError: The file that is there is damaged.
+    """
+    merged: Results = {}
+    if path.is_file():
+        try:
+            merged = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"not JSON: {error}", where=str(path), fix="move the file away") from error
+    for split, benchmarks in new.items():
+        merged.setdefault(split, {}).update({name: dict(metrics) for name, metrics in benchmarks.items()})
+    _write(path, json.dumps(merged, indent=2) + "\n")
+    return merged
+
+
+def _answer(
+    benchmark: BenchmarkConfig,
+    samples: Sequence[Sample],
+    asked: Sequence[Sample],
+    predict: Predict,
+    label: str,
+    console: Console,
+) -> dict[str, _Answers]:
+    """What the model ("") and each baseline answers, graded."""
+
+    def graded(texts: list[str]) -> _Answers:
+        return _Answers(texts=texts, graded=benchmark.grade(samples, texts))
+
+    answers = {"": graded(_predict(predict, asked, benchmark.batch_size, label, console))}
+    if "blind" in benchmark.baselines:
+        blinded = _blinded(asked)
+        answers["blind"] = graded(_predict(predict, blinded, benchmark.batch_size, f"{label} blind", console))
+    if "majority" in benchmark.baselines:
+        answers["majority"] = graded(benchmark.majority(samples))
+    return answers
+
+
+def _load(benchmark: BenchmarkConfig, where: str, split: str) -> list[Sample]:
+    dataset = benchmark.splits[split].build()
+    size = len(dataset)
+    if size == 0:
+        raise DataError("no samples", where=where, fix=f"check the file of split {split}")
+    count = min(size, benchmark.limit or size)
+    return [dataset[index * size // count] for index in range(count)]
+
+
+def _without_answer(sample: Sample) -> Sample:
+    """The sample up to its last user turn. Raises DataError when it does not end with an answer."""
+    answer(sample)
+    last = max(index for index, turn in enumerate(sample.turns) if turn.role == "user")
+    return replace(sample, turns=sample.turns[: last + 1])
+
+
+def _blinded(samples: Sequence[Sample]) -> list[Sample]:
+    def blind(turn: Turn, sample: Sample) -> Turn:
+        parts = tuple(_blank(part, sample) if isinstance(part, Medium) else part for part in turn.parts)
+        return replace(turn, parts=parts)
+
+    return [replace(sample, turns=tuple(blind(turn, sample) for turn in sample.turns)) for sample in samples]
+
+
+def _blank(medium: Medium, sample: Sample) -> Medium:
+    """The medium with nothing on it."""
+    if medium.modality != "image":
+        raise ConfigError(
+            f"the blind baseline has no blank {medium.modality} (sample {sample.id})",
+            expected="images",
+            where="evaluation.*.baselines",
+            fix="evaluation.<benchmark>.baselines=[majority]",
+        )
+    source = medium.source
+    if isinstance(source, Image.Image):
+        return replace(medium, source=Image.new("RGB", source.size, _GREY))
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return replace(medium, source=Image.new("RGB", image.size, _GREY))
+    except OSError as error:
+        raise DataError(
+            f"cannot read the image: {error}", where=f"{sample.dataset or 'evaluation data'}, sample {sample.id}"
+        ) from error
+
+
+def _predict(predict: Predict, samples: Sequence[Sample], size: int, label: str, console: Console) -> list[str]:
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    texts: list[str] = []
+    began = time.monotonic()
+    with bar:
+        task = bar.add_task(label, total=len(samples), speed="")
+        for start in range(0, len(samples), size):
+            chunk = samples[start : start + size]
+            answers = list(predict(chunk))
+            if len(answers) != len(chunk):
+                raise ValueError(f"predict gave {len(answers)} answers for {len(chunk)} samples ({label})")
+            texts += answers
+            speed = f"{len(texts) / max(time.monotonic() - began, 1e-9):.1f} samples/s"
+            bar.update(task, completed=len(texts), speed=speed)
+    return texts
+
+
+def _metrics(primary: str, samples: Sequence[Sample], answers: Mapping[str, _Answers]) -> dict[str, float]:
+    """The primary metric, the same of each baseline, further metrics, and all of it per question type."""
+    kinds = [question_type(sample) for sample in samples]
+    metrics = {way or primary: fmean(result.graded.scores) for way, result in answers.items()}
+    metrics |= dict(answers[""].graded.metrics)
+    for kind in dict.fromkeys(kinds) if len(set(kinds)) > 1 else ():
+        for way, result in answers.items():
+            scores = (score for score, own in zip(result.graded.scores, kinds, strict=True) if own == kind)
+            metrics[f"{way or primary}/{kind or 'other'}"] = fmean(scores)
+    return {key: round(value, 6) for key, value in metrics.items()} | {"num_samples": len(samples)}
+
+
+def _lines(
+    samples: Sequence[Sample], asked: Sequence[Sample], answers: Mapping[str, _Answers], out_dir: Path
+) -> Iterable[dict[str, Any]]:
+    """One line of the predictions file for each sample."""
+    own, blind = answers[""], answers.get("blind")
+    for index, (sample, question) in enumerate(zip(samples, asked, strict=True)):
+        line: dict[str, Any] = {
+            "id": sample.id,
+            "prompt": _prompt(question),
+            "prediction": own.texts[index],
+            "target": answer(sample),
+            "score": round(own.graded.scores[index], 6),
+            "type": question_type(sample),
+            "image": _image_path(question, out_dir),
+        }
+        if blind is not None:
+            line |= {"blind": blind.texts[index], "blind_score": round(blind.graded.scores[index], 6)}
+        yield line | dict(own.graded.details[index] if own.graded.details else {})
+
+
+def _prompt(question: Sample) -> str:
+    """What was asked; with earlier turns, everything said so far, a line each."""
+    spoken = [turn for turn in question.turns if turn.role != "system"]
+    if len(spoken) == 1:
+        return spoken[0].text.strip()
+    return "\n".join(f"{turn.role}: {turn.text.strip()}" for turn in spoken)
+
+
+def _image_path(question: Sample, out_dir: Path) -> str | None:
+    """The first image, relative to the run directory or the working directory when it lies there."""
+    media = (medium for turn in question.turns for medium in turn.media)
+    source = next((medium.source for medium in media if medium.modality == "image"), None)
+    if not isinstance(source, str | Path):
+        return None
+    path = Path(source).absolute()
+    for base in (out_dir.absolute(), Path.cwd()):
+        if path.is_relative_to(base):
+            return path.relative_to(base).as_posix()
+    return path.as_posix()
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes beside the target first, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
