@@ -1,8 +1,8 @@
-"""Answers from a model: the generate predictor, the same path for evaluation, chat and preview."""
+"""Answers from a model: the generate predictor, one path for evaluation and chat."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,12 @@ import torch
 
 from mmexp.contracts import Sample, Turn
 from mmexp.data import Collator
+from mmexp.engine.log import console
+from mmexp.evaluation import BenchmarkConfig, Results, evaluate, merge_results
 from mmexp.llm import Sampling
 
 if TYPE_CHECKING:
+    from mmexp.engine.manifest import RunDir
     from mmexp.model import MultimodalModel, Plan
 
 
@@ -28,8 +31,8 @@ class Generator:
         self.model, self.plan = model, plan
         self.collate = Collator(pad_id=plan.tokenizer.pad_id, row="padded")
 
-    def __call__(self, samples: Sequence[Sample], sampling: Sampling) -> list[str]:
-        """One answer a sample, in order; prompts of similar length run together."""
+    def predict(self, samples: Sequence[Sample], sampling: Sampling) -> list[str]:
+        """One answer a sample, in order."""
         items = [self.plan.processor.encode_prompt(sample.turns, id=sample.id) for sample in samples]
         batch = self.collate(items).to(self.device)
         return self.model.generate(batch, self.plan.tokenizer.hf, self._with_stop(sampling))
@@ -47,3 +50,22 @@ class Generator:
 
     def _with_stop(self, sampling: Sampling) -> Sampling:
         return sampling if sampling.stop else replace(sampling, stop=self.plan.template.stop)
+
+
+def evaluate_run(
+    generator: Generator,
+    benchmarks: Mapping[str, BenchmarkConfig],
+    run: RunDir,
+    splits: Sequence[str] | None = None,
+) -> Results:
+    """Runs benchmarks on a model and adds their figures to the run's results.json."""
+    generator.model.eval()
+    results: Results = {}
+    for name, benchmark in benchmarks.items():
+        sampling = Sampling(max_new_tokens=benchmark.max_new_tokens)
+        chosen = None if splits is None else [split for split in splits if split in benchmark.splits]
+        figures = evaluate(
+            name, benchmark, lambda samples, s=sampling: generator.predict(samples, s), run.path, console, chosen
+        )
+        results = merge_results(run.results, figures)
+    return results
