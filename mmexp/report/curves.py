@@ -1,0 +1,140 @@
+"""Line charts as inline SVG. Colours and fonts come from the page's style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import pairwise
+
+Points = Sequence[tuple[int, float]]
+
+_WIDTH, _HEIGHT = 400, 236
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 12, 40
+_MAX_POINTS = 160
+
+
+def line_chart(series: Mapping[str, Points], y_label: str, smooth: bool = False) -> str:
+    """One chart: steps to the right, values up from 0.
+
+    Args:
+        series: Legend text to points. With one line there is no legend.
+        y_label: Name and unit of the vertical axis.
+        smooth: Draws a running mean over the raw line, for a noisy single series.
+    """
+    series = {name: _thin(points) for name, points in series.items()}
+    everything = [point for points in series.values() for point in points]
+    first, last = min(step for step, _ in everything), max(step for step, _ in everything)
+    x_ticks = [tick for tick in _ticks(first, last, 5) if tick == int(tick)]
+    y_ticks = _ticks(min(0.0, *(value for _, value in everything)), max(value for _, value in everything), 4)
+    frame = _Frame(first, max(last, first + 1), y_ticks[0], y_ticks[-1])
+    body = [_grid(frame, x_ticks, y_ticks, y_label)]
+    for index, (_, points) in enumerate(series.items()):
+        if smooth and len(points) >= 20:
+            body += [_line(frame, points, index, "raw"), _line(frame, _running_mean(points), index)]
+        else:
+            body += [_line(frame, points, index)]
+        if len(points) == 1:
+            body.append(f'<circle class="s{index % 6} dot" cx="{frame.x(points[0][0])}" cy="{frame.y(points[0][1])}" r="4"/>')
+    body.append(_hover(frame, series))
+    label = escape(f"{y_label} over steps {first} to {last}")
+    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(body)}</svg>'
+    return svg + (_legend(list(series)) if len(series) > 1 else "")
+
+
+class _Frame:
+    """From data to pixels."""
+
+    def __init__(self, x0: float, x1: float, y0: float, y1: float) -> None:
+        self.x0, self.x1, self.y0, self.y1 = x0, x1, y0, y1
+
+    def x(self, value: float) -> float:
+        return round(_LEFT + (value - self.x0) / (self.x1 - self.x0) * (_WIDTH - _LEFT - _RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        return round(_HEIGHT - _BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+
+def _grid(frame: _Frame, x_ticks: list[float], y_ticks: list[float], y_label: str) -> str:
+    right, floor = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    parts = []
+    for tick in y_ticks:
+        y = frame.y(tick)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{compact(tick)}</text>')
+    for tick in x_ticks:
+        parts.append(f'<text class="tick" x="{frame.x(tick)}" y="{floor + 16}" text-anchor="middle">{compact(tick)}</text>')
+    middle = (_TOP + floor) / 2
+    parts.append(f'<text class="axis" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">step</text>')
+    parts.append(
+        f'<text class="axis" transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    )
+    return "".join(parts)
+
+
+def _line(frame: _Frame, points: Points, index: int, extra: str = "") -> str:
+    path = " ".join(f"{frame.x(step)},{frame.y(value)}" for step, value in points)
+    return f'<polyline class="line s{index % 6} d{index // 6 % 2} {extra}" points="{path}"/>'
+
+
+def _hover(frame: _Frame, series: Mapping[str, Points]) -> str:
+    """Strips that show step and values under the pointer; no script needed."""
+    values: dict[int, list[str]] = {}
+    for name, points in series.items():
+        for step, value in points:
+            values.setdefault(step, []).append(f"{name} {value:.4g}")
+    steps = sorted(values)
+    edges = [frame.x(steps[0])] + [(frame.x(a) + frame.x(b)) / 2 for a, b in pairwise(steps)] + [frame.x(steps[-1])]
+    strips = []
+    for step, (left, right) in zip(steps, pairwise(edges), strict=True):
+        title = escape(f"step {step}: " + ", ".join(values[step]))
+        strips.append(
+            f'<rect class="strip" x="{left:.1f}" width="{max(right - left, 1):.1f}" y="{_TOP}" '
+            f'height="{_HEIGHT - _TOP - _BOTTOM}"><title>{title}</title></rect>'
+        )
+    return "".join(strips)
+
+
+def _legend(names: list[str]) -> str:
+    entries = (
+        f'<span><svg class="key" viewBox="0 0 18 8"><line class="line s{i % 6} d{i // 6 % 2}" x1="0" x2="18" y1="4" y2="4"/>'
+        f"</svg>{escape(name)}</span>"
+        for i, name in enumerate(names)
+    )
+    return f'<p class="legend">{"".join(entries)}</p>'
+
+
+def _thin(points: Points) -> list[tuple[int, float]]:
+    """At most `_MAX_POINTS` points: means of equally many neighbours, placed at the last of them."""
+    size = math.ceil(len(points) / _MAX_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
+
+
+def _running_mean(points: Points, weight: float = 0.85) -> list[tuple[int, float]]:
+    """Exponential running mean whose weights always add up to one."""
+    mean, total, smoothed = 0.0, 0.0, []
+    for step, value in points:
+        mean, total = weight * mean + value, weight * total + 1
+        smoothed.append((step, mean / total))
+    return smoothed
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers from at most `low` to at least `high`."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10 ** math.floor(math.log10(span / count))
+    step = next((power * m for m in (1, 2, 2.5, 5, 10) if power * m * count >= span * 0.999), power * 10)
+    start, end = math.floor(low / step), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(start, max(end, start + 1) + 1)]
+
+
+def compact(value: float) -> str:
+    """A number for a narrow place: 12000 -> 12k, 0.0002 -> 2e-4."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size * (10 if unit == "k" else 1):
+            return f"{value / size:g}{unit}"
+    if value and abs(value) < 0.01:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:g}"
