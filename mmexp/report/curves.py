@@ -10,7 +10,7 @@ from itertools import pairwise
 Points = Sequence[tuple[int, float]]
 
 _WIDTH, _HEIGHT = 400, 236
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 12, 40
 _MAX_POINTS = 160
 
 
@@ -25,7 +25,7 @@ def line_chart(series: Mapping[str, Points], y_label: str, smooth: bool = False)
     series = {name: _thin(points) for name, points in series.items()}
     everything = [point for points in series.values() for point in points]
     first, last = min(step for step, _ in everything), max(step for step, _ in everything)
-    x_ticks = [tick for tick in _ticks(first, last, 5) if tick == int(tick)]
+    x_ticks = [tick for tick in _ticks(first, last, 5) if tick == int(tick) and first <= tick <= last]
     y_ticks = _ticks(min(0.0, *(value for _, value in everything)), max(value for _, value in everything), 4)
     frame = _Frame(first, max(last, first + 1), y_ticks[0], y_ticks[-1])
     body = [_grid(frame, x_ticks, y_ticks, y_label)]
@@ -35,7 +35,9 @@ def line_chart(series: Mapping[str, Points], y_label: str, smooth: bool = False)
         else:
             body += [_line(frame, points, index)]
         if len(points) == 1:
-            body.append(f'<circle class="s{index % 6} dot" cx="{frame.x(points[0][0])}" cy="{frame.y(points[0][1])}" r="4"/>')
+            body.append(
+                f'<circle class="s{index % 6} dot" cx="{frame.x(points[0][0])}" cy="{frame.y(points[0][1])}" r="4"/>'
+            )
     body.append(_hover(frame, series))
     label = escape(f"{y_label} over steps {first} to {last}")
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(body)}</svg>'
@@ -63,11 +65,13 @@ def _grid(frame: _Frame, x_ticks: list[float], y_ticks: list[float], y_label: st
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{compact(tick)}</text>')
     for tick in x_ticks:
-        parts.append(f'<text class="tick" x="{frame.x(tick)}" y="{floor + 16}" text-anchor="middle">{compact(tick)}</text>')
+        parts.append(
+            f'<text class="tick" x="{frame.x(tick)}" y="{floor + 16}" text-anchor="middle">{compact(tick)}</text>'
+        )
     middle = (_TOP + floor) / 2
     parts.append(f'<text class="axis" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">step</text>')
     parts.append(
-        f'<text class="axis" transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+        f'<text class="axis" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
     )
     return "".join(parts)
 
@@ -111,12 +115,13 @@ def _thin(points: Points) -> list[tuple[int, float]]:
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
-def _running_mean(points: Points, weight: float = 0.85) -> list[tuple[int, float]]:
-    """Exponential running mean whose weights always add up to one."""
-    mean, total, smoothed = 0.0, 0.0, []
-    for step, value in points:
-        mean, total = weight * mean + value, weight * total + 1
-        smoothed.append((step, mean / total))
+def _running_mean(points: Points, reach: int = 5) -> list[tuple[int, float]]:
+    """Mean over `reach` neighbours on either side, fewer at the ends alike on both sides, so that nothing lags."""
+    smoothed = []
+    for index, (step, _) in enumerate(points):
+        side = min(reach, index, len(points) - 1 - index)
+        window = [value for _, value in points[index - side : index + side + 1]]
+        smoothed.append((step, sum(window) / len(window)))
     return smoothed
 
 

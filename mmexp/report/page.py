@@ -31,16 +31,18 @@ def write_report(run_dir: Path) -> Path:
     if cards:
         contact_sheet(cards, run_dir / "contact_sheet.png")
     name, stage = (str(run.manifest.get(key) or "") for key in ("name", "stage"))
+    evaluate = shlex.join(["python", "-m", "mmexp.evaluate", f"run={_near(run_dir)}"])
     html = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(" / ".join(filter(None, (name, stage, run_dir.name)))),
         heading=escape(" / ".join(filter(None, (name, stage))) or run_dir.name),
         status=_status(run),
         tiles=_tiles(run.manifest),
+        invitation="Talk to it:" if _status_of(run) == "finished" else "Talk to it once it has finished:",
         chat=escape(chat_command(run)),
-        results="".join(_results(run)) or _missing("No evaluation yet. Run <code>mmexp.evaluate run=...</code>."),
+        results="".join(_results(run)) or _missing(f"No evaluation yet: <code>{escape(evaluate)}</code>"),
         curves="".join(_curves(run.series)) or _missing("No metrics were logged."),
         samples="".join(_samples(groups)) or _missing("No predictions yet."),
-        details="".join(_details(run)),
+        details="".join(_details(run)) or _missing("Neither manifest nor config were written."),
     )
     path = run_dir / "report.html"
     temporary = run_dir / ".report.html.tmp"
@@ -64,8 +66,12 @@ def _near(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+def _status_of(run: Run) -> str:
+    return str(run.manifest.get("status") or "status unknown")
+
+
 def _status(run: Run) -> str:
-    status = str(run.manifest.get("status") or "unknown")
+    status = _status_of(run)
     mark = "&#10003;" if status == "finished" else "&#9888;" if status in ("failed", "interrupted") else "&#8943;"
     parts = [f'<b class="status">{mark} {escape(status)}</b>', f"<span>{escape(run.path.name)}</span>"]
     parts += [
@@ -123,7 +129,8 @@ def _types(main: str, metrics: Mapping[str, float]) -> str:
     body = "".join(
         f"<tr><th>{escape(kind)}</th>"
         + "".join(
-            f"<td>{metrics[f'{key}/{kind}']:.3f}</td>" if f"{key}/{kind}" in metrics else "<td></td>" for key, _ in columns
+            f"<td>{metrics[f'{key}/{kind}']:.3f}</td>" if f"{key}/{kind}" in metrics else "<td></td>"
+            for key, _ in columns
         )
         + "</tr>"
         for kind in kinds
@@ -190,5 +197,5 @@ def _shown(value: Any) -> str:
 
 
 def _missing(text: str) -> str:
-    """`text` is ours, never data."""
+    """A remark in place of a section; `text` is HTML."""
     return f'<p class="note">{text}</p>'

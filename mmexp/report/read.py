@@ -86,7 +86,9 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
 
 def _results(value: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     def numbers(metrics: Any) -> dict[str, float]:
-        return {key: number for key, number in metrics.items() if _is_finite(number)} if isinstance(metrics, dict) else {}
+        return (
+            {key: number for key, number in metrics.items() if _is_finite(number)} if isinstance(metrics, dict) else {}
+        )
 
     splits = {split: group for split, group in value.items() if isinstance(group, dict)}
     return {split: {name: numbers(metrics) for name, metrics in group.items()} for split, group in splits.items()}

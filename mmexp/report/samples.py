@@ -76,9 +76,11 @@ def entry_html(entry: Entry) -> str:
         picture = f'<div class="picture"><img alt="" src="{data_uri(entry.image)}">{overlay}</div>'
     verdict = ""
     if entry.right is not None:
-        verdict = '<b class="mark right">&#10003; right</b>' if entry.right else '<b class="mark wrong">&#10007; wrong</b>'
+        verdict = (
+            '<b class="mark right">&#10003; right</b>' if entry.right else '<b class="mark wrong">&#10007; wrong</b>'
+        )
     elif entry.score is not None:
-        verdict = f'<b class="mark">{entry.score:.2f}</b>'
+        verdict = f'<b class="mark">score {entry.score:.2f}</b>'
     rows = [("answer", entry.prediction or "(empty)"), ("target", entry.target)]
     rows += [("blind", entry.blind or "(empty)")] if entry.blind is not None else []
     facts = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in rows)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -57,11 +58,16 @@ def draw_boxes(image: Image.Image, target: Box | None, predicted: Box | None) ->
     for box, colour, dashed in ((target, RIGHT, False), (predicted, WRONG, True)):
         if box is None:
             continue
-        left, top, right, bottom = (side * extent for side, extent in zip(box, (width, height) * 2, strict=True))
+        left, top, right, bottom = (
+            round(side * (extent - 1)) for side, extent in zip(box, (width, height) * 2, strict=True)
+        )
+        draw.rectangle((left - 3, top - 3, right + 3, bottom + 3), outline=CARD, width=7)
+        if not dashed:
+            draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=colour, width=3)
+            continue
         corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
-        draw.line(corners, fill=CARD, width=6)
-        for start, end in zip(corners, corners[1:], strict=False):
-            for dash in _dashes(start, end) if dashed else [(start, end)]:
+        for start, end in pairwise(corners):
+            for dash in _dashes(start, end):
                 draw.line(dash, fill=colour, width=3)
     return canvas
 
@@ -72,9 +78,9 @@ def _entry_card(entry: Entry, width: int) -> Image.Image:
     if image is not None:
         image = draw_boxes(image, entry.target_box, entry.predicted_box)
     lines: list[tuple[str, Colour, int, int]] = [
-        (entry.title, SOFT, 12, 1),
+        (entry.title, SOFT, 12, 2),
         (entry.prompt, INK, _SIZE, 5),
-        (f"answer: {entry.prediction or '(empty)'}", WRONG if entry.right is False else RIGHT, _SIZE, 5),
+        (f"answer: {entry.prediction or '(empty)'}", {True: RIGHT, False: WRONG, None: INK}[entry.right], _SIZE, 5),
         (f"target: {entry.target}", SOFT, _SIZE, 5),
     ]
     blocks = [_layout([(text, colour)], inner, size, limit) for text, colour, size, limit in lines if text]
@@ -169,8 +175,7 @@ def _layout(spans: Sequence[tuple[str, Colour]], width: int, size: int, limit: i
             if word == "\n" or (x + length > width and not word.isspace()):
                 x, row = 0.0, row + 1
             if row >= limit:
-                placed.append(_Placed(width - font.getlength("..."), (limit - 1) * line, "...", SOFT, size))
-                return _clear_end(placed, width, font, (limit - 1) * line), limit * line
+                return _with_dots(placed, width, (limit - 1) * line, size), limit * line
             if not word.isspace():
                 placed.append(_Placed(x, row * line, word, colour, size))
             if word != "\n" and (x or not word.isspace()):
@@ -178,10 +183,13 @@ def _layout(spans: Sequence[tuple[str, Colour]], width: int, size: int, limit: i
     return placed, (row + 1) * line
 
 
-def _clear_end(placed: list[_Placed], width: int, font: ImageFont.FreeTypeFont, y: int) -> list[_Placed]:
-    """Takes away the words of the last line that the closing dots would cover."""
-    edge = width - font.getlength(" ...")
-    return [word for word in placed if word.y < y or word.text == "..." or word.x + font.getlength(word.text) <= edge]
+def _with_dots(placed: list[_Placed], width: int, y: int, size: int) -> list[_Placed]:
+    """Ends the line at height `y` with dots, in place of words that leave no room for them."""
+    font = _font(size)
+    edge = width - font.getlength("...")
+    kept = [word for word in placed if word.y < y or word.x + font.getlength(word.text) <= edge]
+    end = max((word.x + font.getlength(word.text) for word in kept if word.y == y), default=0.0)
+    return [*kept, _Placed(end, y, "...", SOFT, size)]
 
 
 def _words(text: str, width: int, font: ImageFont.FreeTypeFont) -> Iterator[str]:
@@ -209,7 +217,9 @@ def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
-def _dashes(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+def _dashes(
+    start: tuple[float, float], end: tuple[float, float]
+) -> list[tuple[tuple[float, float], tuple[float, float]]]:
     """The line from start to end as dashes of 7 pixels with gaps of 5."""
     length = math.dist(start, end)
 

@@ -20,20 +20,22 @@ def results_table(results: Results, title: str = "results") -> Table:
     for name in ("model", *BASELINES, "over blind", "samples"):
         table.add_column(name, justify="right", no_wrap=True)
     for split, benchmarks in results.items():
+        first = split
         for benchmark, metrics in benchmarks.items():
             main = primary_metric(metrics)
             for metric in [key for key in metrics if "/" not in key and key not in (*BASELINES, "num_samples")]:
                 beside = metrics if metric == main else {}
                 own, blind = metrics[metric], beside.get("blind")
                 table.add_row(
-                    split,
-                    benchmark,
-                    metric,
+                    Text(first),
+                    Text(benchmark if metric == main else ""),
+                    Text(metric),
                     Text(f"{own:.3f}", style="bold" if metric == main else ""),
                     *(f"{beside[key]:.3f}" if key in beside else "" for key in BASELINES),
                     "" if blind is None else f"{own - blind:+.3f}",
                     f"{int(beside['num_samples'])}" if "num_samples" in beside else "",
                 )
+                first = ""
         table.add_section()
     return table
 
