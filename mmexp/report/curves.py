@@ -10,7 +10,7 @@ from itertools import pairwise
 Points = Sequence[tuple[int, float]]
 
 _WIDTH, _HEIGHT = 400, 236
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 18, 12, 40
 _MAX_POINTS = 160
 
 

@@ -50,7 +50,7 @@ def test_curves_stay_in_the_frame(points: list[tuple[int, float]]) -> None:
     svg = line_chart({"loss": points, "<b>": points}, "loss", smooth=True)
     pairs = [pair.split(",") for group in re.findall(r'points="([^"]*)"', svg) for pair in group.split()]
     assert pairs
-    assert all(62 <= float(x) <= 382 and 12 <= float(y) <= 196 for x, y in pairs)
+    assert all(70 <= float(x) <= 382 and 12 <= float(y) <= 196 for x, y in pairs)
     assert "<b>" not in svg
     assert "step" in svg
 
