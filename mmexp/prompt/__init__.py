@@ -8,4 +8,13 @@ from mmexp.prompt.processor import Layout, Processor, TooLongError, describe
 from mmexp.prompt.template import ChatTemplate
 from mmexp.prompt.tokenizer import Encoded, SegmentTokenizer
 
-__all__ = ["ChatTemplate", "Encoded", "Layout", "Processor", "SegmentTokenizer", "TooLongError", "describe", "load_image"]
+__all__ = [
+    "ChatTemplate",
+    "Encoded",
+    "Layout",
+    "Processor",
+    "SegmentTokenizer",
+    "TooLongError",
+    "describe",
+    "load_image",
+]

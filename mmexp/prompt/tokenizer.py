@@ -41,8 +41,7 @@ class SegmentTokenizer:
     string. Source: haotian-liu/LLaVA @ c121f04 llava/mm_utils.py tokenizer_image_token.
 
     Args:
-        tokenizer: A fast tokenizer of transformers. Only its backend and its special tokens are kept, so the object is
-            small and can be pickled for data workers.
+        tokenizer: A fast tokenizer of transformers, kept as `hf` for generation.
 
     Raises:
         ConfigError: the tokenizer has no fast backend.
@@ -57,6 +56,7 @@ class SegmentTokenizer:
                 where="llm",
                 fix="point llm.tokenizer_path to a folder with tokenizer.json",
             )
+        self.hf = tokenizer
         self._fresh = _private_copy(backend.to_str())
         self._continued = _private_copy(_without_first_prefix(backend.to_str()))
         self._roles = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
@@ -89,7 +89,7 @@ class SegmentTokenizer:
                 f"the template writes {{{name}}}, which this tokenizer does not have",
                 expected=f"one of its special tokens: {has}",
                 where="template",
-                fix=f"{near[0]!r} instead" if near else "another template=, or leave the mark out, e.g. template.begin=",
+                fix=f"{near[0]!r} instead" if near else "another template, or one without that mark (template.begin=)",
             )
         return found
 

@@ -1,0 +1,49 @@
+"""Data: readers of annotation files, the order of a run, batches, and the checks before a run starts.
+
+Names that need torch or Lightning are imported when they are first used, so that reading a config stays fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mmexp.data.readers import LlavaJson, LlavaJsonConfig
+
+if TYPE_CHECKING:
+    from mmexp.data.check import PreflightReport, preflight, require_trainable
+    from mmexp.data.collate import Collator
+    from mmexp.data.datamodule import MultimodalDataModule
+    from mmexp.data.dataset import DropCounts, Dropped, TrainingData, fingerprint
+    from mmexp.data.sampler import RunSampler
+
+_HOMES = {
+    "Collator": "collate",
+    "DropCounts": "dataset",
+    "Dropped": "dataset",
+    "MultimodalDataModule": "datamodule",
+    "PreflightReport": "check",
+    "RunSampler": "sampler",
+    "TrainingData": "dataset",
+    "fingerprint": "dataset",
+    "preflight": "check",
+    "require_trainable": "check",
+}
+__all__ = [
+    "Collator",
+    "DropCounts",
+    "Dropped",
+    "LlavaJson",
+    "LlavaJsonConfig",
+    "MultimodalDataModule",
+    "PreflightReport",
+    "RunSampler",
+    "TrainingData",
+    "fingerprint",
+    "preflight",
+    "require_trainable",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,115 @@
+"""Items to a batch: rows made of segments, media stacked over M, and samples left out by a counted rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmexp.contracts import IGNORE, Batch, Item
+from mmexp.data.dataset import Dropped
+from mmexp.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EMPTY = "(empty)"
+"""Id of the one padding position that stands in for a batch of which every sample was dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collator:
+    """Lays items into rows.
+
+    Args:
+        pad_id: Token id behind the last segment of a row.
+        row: `flat` puts all segments into one row without padding; `padded` gives each one its own row.
+    """
+
+    pad_id: int
+    row: Literal["flat", "padded"] = "flat"
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for an unknown row layout."""
+        if self.row not in ("flat", "padded"):
+            raise ConfigError(f"{self.row!r}", expected="flat or padded", where="processor.row")
+
+    def __call__(self, entries: Sequence[Item | Dropped]) -> Batch:
+        """The batch. Dropped entries leave no trace but their ids; a batch that lost all of them is one position that
+        carries no loss, so that every rank still runs the same step.
+
+        Raises:
+            DataError: media of one modality have different shapes.
+        """
+        items = [entry for entry in entries if isinstance(entry, Item)]
+        dropped: dict[str, tuple[str, ...]] = {}
+        for entry in entries:
+            if isinstance(entry, Dropped):
+                dropped[entry.reason] = (*dropped.get(entry.reason, ()), entry.id)
+        items_or_blank = items or [_blank(self.pad_id)]
+        rows = [[item] for item in items_or_blank] if self.row == "padded" else [items_or_blank]
+        batch_tensors = self._lay_out(rows)
+        return Batch(
+            **batch_tensors,
+            **_stack_media(items),
+            segment_lengths=tuple(tuple(len(item.input_ids) for item in row) for row in rows),
+            ids=tuple(item.id for item in items_or_blank),
+            num_supervised=int((batch_tensors["labels"] != IGNORE).sum()),
+            dropped=dropped,
+            num_dropped_turns=sum(item.num_dropped_turns for item in items),
+        )
+
+    def _lay_out(self, rows: Sequence[Sequence[Item]]) -> dict[str, Any]:
+        """`input_ids`, `labels`, `positions` and `slots` of the rows."""
+        import torch  # not at the top: the config door reads this room's dataclasses and must stay fast
+
+        length = max(sum(len(item.input_ids) for item in row) for row in rows)
+        shape = (len(rows), length)
+        input_ids, labels = torch.full(shape, self.pad_id), torch.full(shape, IGNORE)
+        positions = torch.zeros(shape, dtype=torch.int64)
+        slots: dict[str, Tensor] = {}
+        for number, row in enumerate(rows):
+            start = 0
+            for item in row:
+                end = start + len(item.input_ids)
+                input_ids[number, start:end] = item.input_ids
+                labels[number, start + 1 : end] = item.labels[1:]
+                positions[number, start:end] = torch.arange(end - start)
+                for run in item.runs:
+                    slot = slots.setdefault(run.modality, torch.zeros(shape, dtype=torch.bool))
+                    slot[number, start + run.start : start + run.start + run.length] = True
+                start = end
+        return {"input_ids": input_ids, "labels": labels, "positions": positions, "slots": slots}
+
+
+def _stack_media(items: Sequence[Item]) -> dict[str, Any]:
+    """`media`, `slot_lengths` and `media_owners`, in the order of the slots."""
+    import torch
+
+    values: dict[str, list[Tensor]] = {}
+    lengths: dict[str, tuple[int, ...]] = {}
+    owners: dict[str, tuple[str, ...]] = {}
+    for item in items:
+        for modality, media in item.media.items():
+            values.setdefault(modality, []).extend(media)
+            owners[modality] = owners.get(modality, ()) + (item.id,) * len(media)
+        for run in item.runs:
+            lengths[run.modality] = (*lengths.get(run.modality, ()), run.length)
+    for modality, tensors in values.items():
+        odd = next((index for index, value in enumerate(tensors) if value.shape != tensors[0].shape), None)
+        if odd is not None:
+            raise DataError(
+                f"{modality} of shape {tuple(tensors[odd].shape)} beside {tuple(tensors[0].shape)}",
+                expected="one shape for all media of a batch",
+                where=f"samples {owners[modality][odd]!r} and {owners[modality][0]!r}",
+                fix="check the encoder's transform",
+            )
+    media = {modality: torch.stack(tensors) for modality, tensors in values.items()}
+    return {"media": media, "slot_lengths": lengths, "media_owners": owners}
+
+
+def _blank(pad_id: int) -> Item:
+    import torch
+
+    labels = torch.tensor([IGNORE])
+    return Item(id=EMPTY, dataset="", input_ids=torch.tensor([pad_id]), labels=labels, runs=(), media={})

@@ -1,0 +1,172 @@
+"""Training batches for Lightning, with the position of the run in this module's own state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from mmexp.contracts import Batch, Dataset, Item
+from mmexp.data.collate import Collator
+from mmexp.data.dataset import DropCounts, Dropped, TrainingData, fingerprint
+from mmexp.data.sampler import RunSampler
+from mmexp.errors import CheckpointError, MmexpError
+from mmexp.prompt import Processor
+
+WORKER_TIMEOUT_S = 300
+"""A worker that gives nothing for so long is stuck; without a timeout the run would wait for ever."""
+
+
+class MultimodalDataModule(LightningDataModule):
+    """The batches of a whole run, as one Lightning epoch; data epochs exist only in the sampler.
+
+    The Trainer needs `use_distributed_sampler=False`, and the engine calls `advance` after each micro-batch.
+
+    Args:
+        dataset: Samples.
+        processor: Samples to items.
+        collator: Items to a batch.
+        micro_batch_size: Samples of one micro-batch on one rank.
+        num_micro_batches: Of the whole run, on each rank.
+        seed: Of the order.
+        num_workers: Processes that prepare batches; 0 prepares them in the training process.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: Dataset,
+        processor: Processor,
+        collator: Collator,
+        micro_batch_size: int,
+        num_micro_batches: int,
+        seed: int,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.dataset, self.processor, self.collator = dataset, processor, collator
+        self.micro_batch_size, self.num_micro_batches = micro_batch_size, num_micro_batches
+        self.seed, self.num_workers = seed, num_workers
+        self.position = 0
+        """Micro-batches trained so far."""
+        self.drop_counts = DropCounts()
+
+    def advance(self, batch: Batch | None = None) -> None:
+        """Moves the position behind a trained micro-batch, and counts what was left out of it.
+
+        Raises:
+            DataError: too many samples were left out.
+        """
+        self.position += 1
+        if batch is not None:
+            self.drop_counts.update(batch)
+
+    def train_dataloader(self) -> DataLoader:
+        """Micro-batches from `position` to the end of the run. Uses no global random state."""
+        sampler = RunSampler(
+            num_samples=len(self.dataset),
+            batch_size=self.micro_batch_size,
+            num_micro_batches=self.num_micro_batches,
+            seed=self.seed,
+            position=self.position,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self._world_size,
+        )
+        return _Loader(
+            _Carrying(TrainingData(self.dataset, self.processor)),
+            batch_sampler=sampler,
+            collate_fn=_CarryingCollator(self.collator),
+            num_workers=self.num_workers,
+            timeout=WORKER_TIMEOUT_S if self.num_workers else 0,
+            pin_memory=False,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position, counts, and what must be equal for the position to mean the same samples."""
+        counts = self.drop_counts
+        return {
+            "position": self.position,
+            "num_seen": counts.num_seen,
+            "num_dropped_turns": counts.num_dropped_turns,
+            "dropped": dict(counts.dropped),
+            "identity": self._identity(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues at the saved position.
+
+        Raises:
+            CheckpointError: other data, batch size, seed or number of processes than the checkpoint's.
+        """
+        saved, here = state_dict["identity"], self._identity()
+        different = [name for name in here if saved.get(name) != here[name]]
+        if different:
+            found = "; ".join(f"{name} is {here[name]}, the checkpoint has {saved.get(name)}" for name in different)
+            raise CheckpointError(
+                found,
+                expected="the same data in the same order, so that no sample is lost or doubled",
+                where="resume",
+                fix="resume with the settings of the run's config.yaml, or start a new run from its weights",
+            )
+        self.position = state_dict["position"]
+        self.drop_counts = DropCounts(
+            state_dict["num_seen"], state_dict["num_dropped_turns"], dict(state_dict["dropped"])
+        )
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    def _identity(self) -> dict[str, Any]:
+        if not hasattr(self, "_fingerprint"):
+            self._fingerprint = fingerprint(self.dataset)
+        return {
+            "number of rows": len(self.dataset),
+            "data hash": self._fingerprint[:16],
+            "stage.micro_batch_size": self.micro_batch_size,
+            "number of processes": self._world_size,
+            "seed": self.seed,
+        }
+
+
+class _Carrying:
+    """Brings our errors out of a worker as values: torch would rebuild them as one string with a traceback in it."""
+
+    def __init__(self, data: TrainingData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Item | Dropped | MmexpError:
+        try:
+            return self.data[index]
+        except MmexpError as error:
+            return error.with_traceback(None)
+
+
+class _CarryingCollator:
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
+
+    def __call__(self, entries: Sequence[Item | Dropped | MmexpError]) -> Batch | MmexpError:
+        try:
+            usable = [entry for entry in entries if not isinstance(entry, MmexpError)]
+            broken = next((entry for entry in entries if isinstance(entry, MmexpError)), None)
+            return broken or self.collator(usable)
+        except MmexpError as error:
+            return error.with_traceback(None)
+
+
+class _Loader(DataLoader):
+    """Raises a carried error when its batch is due, not earlier."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, MmexpError):
+                raise batch
+            yield batch
