@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from mmexp.contracts import Dataset, Sample
 from mmexp.data.dataset import NO_SUPERVISION, TOO_LONG, check_share, evenly_spaced
@@ -39,7 +40,7 @@ class PreflightReport:
 
     def histogram(self) -> dict[str, int]:
         """How many rows have how many supervised tokens, by ranges such as `9-16`."""
-        names = ["0", *(f"{low + 1}-{high}" for low, high in zip(_BUCKETS, _BUCKETS[1:], strict=False))]
+        names = ["0", *(f"{low + 1}-{high}" for low, high in pairwise(_BUCKETS))]
         names.append(f">{_BUCKETS[-1]}")
         counts = dict.fromkeys(names, 0)
         for number in self.supervised:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from mmexp.contracts import Batch, Dataset, Item
 from mmexp.data.collate import Collator
@@ -133,7 +134,7 @@ class MultimodalDataModule(LightningDataModule):
         }
 
 
-class _Carrying:
+class _Carrying(TorchDataset):
     """Brings our errors out of a worker as values: torch would rebuild them as one string with a traceback in it."""
 
     def __init__(self, data: TrainingData) -> None:

@@ -88,7 +88,7 @@ def check_share(reason: str, count: int, total: int, examples: tuple[str, ...], 
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """A hash by which a resumed run knows its data: the dataset's own `fingerprint`, else one of size and 64 samples."""
+    """A hash by which a resumed run knows its data: the dataset's own, else one of size and 64 samples."""
     own = getattr(dataset, "fingerprint", None)
     if isinstance(own, str):
         return own

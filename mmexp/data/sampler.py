@@ -34,7 +34,8 @@ class RunSampler:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        assert num_samples > 0 and batch_size > 0 and 0 <= rank < world_size and position >= 0
+        assert min(num_samples, batch_size, world_size) > 0
+        assert 0 <= rank < world_size
         self.num_samples, self.batch_size, self.num_micro_batches = num_samples, batch_size, num_micro_batches
         self.seed, self.position, self.rank, self.world_size = seed, position, rank, world_size
 

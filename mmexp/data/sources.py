@@ -68,9 +68,7 @@ def read_text(path: Path, what: str) -> str:
             f"{what} does not exist", expected="a JSON or JSONL file", where=str(path), fix=_near(path)
         ) from error
     except OSError as error:
-        raise DataError(
-            f"{what} cannot be read ({error.strerror})", where=str(path), fix="name a readable file"
-        ) from error
+        raise DataError(f"{what} cannot be read ({error.strerror})", where=str(path)) from error
 
 
 def iterate_rows(text: str, path: Path) -> Iterator[tuple[int, str, Any]]:
@@ -127,7 +125,7 @@ def _skip(text: str, position: int) -> int:
     return gap.end() if gap else position
 
 
-class _Rejected(ValueError):
+class _RejectedError(ValueError):
     """A value that JSON parsers accept and we do not."""
 
 
@@ -135,12 +133,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise _Rejected(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice in one object")
+        raise _RejectedError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice in one object")
     return result
 
 
 def _no_constant(name: str) -> None:
-    raise _Rejected(f"{name}, which is not JSON")
+    raise _RejectedError(f"{name}, which is not JSON")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -158,7 +156,7 @@ def _decode(text: str, position: int, path: Path, lines: int) -> tuple[Any, int]
             "broken JSON: the file ends inside a row"
         )  # fmt: skip
         raise DataError(found, expected="valid JSON", where=f"{path}:{line}", fix="is the file complete?") from error
-    except (_Rejected, RecursionError) as error:
+    except (_RejectedError, RecursionError) as error:
         raise DataError(str(error), expected="plain JSON", where=f"{path}:{lines + 1} (row begins here)") from error
 
 
@@ -167,7 +165,7 @@ def _check_surrogates(raw: str, value: Any) -> None:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise _Rejected("half of a surrogate pair (broken emoji)") from error
+            raise _RejectedError("half of a surrogate pair (broken emoji)") from error
 
 
 def _near(path: Path) -> str:

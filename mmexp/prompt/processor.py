@@ -64,7 +64,11 @@ class Processor:
         return self._to_item(self.layout(sample), sample)
 
     def encode_prompt(
-        self, turns: Sequence[Turn], id: str = "prompt", dataset: str = "", meta: Mapping[str, Any] | None = None
+        self,
+        turns: Sequence[Turn],
+        id: str = "prompt",  # noqa: A002  # the field of Sample and Item that it becomes
+        dataset: str = "",
+        meta: Mapping[str, Any] | None = None,
     ) -> Item:
         """The turns followed by the generation prompt; its ids are a prefix of the training ids.
 
