@@ -114,7 +114,7 @@ class TrainingModule(LightningModule):
         torch.manual_seed(_mix(self.recipe.seed, datamodule.position))
         losses = self.objective(self.model, batch)
         self.latest = losses
-        datamodule.advance()
+        datamodule.advance(batch)
         return self._normalised(losses, batch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
