@@ -25,7 +25,8 @@ from mmexp.tuning import LoraSettings, TrainedPart
 
 if TYPE_CHECKING:
     from mmexp.engine import Generator, StageJob
-    from mmexp.evaluation import BenchmarkConfig, Results
+    from mmexp.evaluation import BenchmarkConfig
+    from mmexp.evaluation.runner import Results
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ import torch
 from mmexp.contracts import Sample, Turn
 from mmexp.data import Collator
 from mmexp.engine.log import console
-from mmexp.evaluation import BenchmarkConfig, Results, evaluate, merge_results
+from mmexp.evaluation import BenchmarkConfig, evaluate, merge_results
+from mmexp.evaluation.runner import Results
 from mmexp.llm import Sampling
 
 if TYPE_CHECKING:
