@@ -10,17 +10,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mmexp.config import Checked, Invocation, check, load_run_config, redact, redact_overrides
+from mmexp.contracts import IGNORE, Item
 from mmexp.engine.log import console, setup_logging
 from mmexp.engine.manifest import RunDir, open_run_dir, provenance, write_text
 from mmexp.errors import CheckpointError, ConfigError
 from mmexp.model import InputPlan, Plan
-from mmexp.report import plan_table, results_table, write_report
+from mmexp.report import Piece, PreviewEntry, plan_table, results_table, write_report
 from mmexp.tuning import LoraSettings, TrainedPart
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ class Experiment:
             data=parts["data"],
             objective=parts["objective"],
             policy=stage.policy,
-            init_from=_finished(stage.init_from) if stage.init_from else None,
+            init_from=finished_run(stage.init_from, "stage.init_from") if stage.init_from else None,
             lora=LoraSettings(**vars(stage.lora)),
             lr=stage.lr,
             lr_by_part=stage.lr_by_part,
@@ -145,6 +147,23 @@ def experiment_of_run(run_dir: str, registered: frozenset[str], skip: tuple[str,
     return Experiment(check(load_run_config(Path(run_dir)), registered, skip))
 
 
+def finished_run(path: str, where: str) -> RunDir:
+    """The run directory at `path`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    run = RunDir(Path(path).expanduser())
+    if not run.manifest_file.is_file():
+        raise CheckpointError(
+            f"{path} is no run directory",
+            expected="outputs/<name>/<stage>/<run_id> of a finished run",
+            where=where,
+            fix="`ls -d outputs/*/*/*/` shows the runs there are",
+        )
+    return run
+
+
 def train(invocation: Invocation) -> RunDir:
     """Trains one stage, evaluates it, and writes its report: the whole of `mmexp.train`.
 
@@ -166,6 +185,39 @@ def train(invocation: Invocation) -> RunDir:
     run.update_manifest(status="finished", wall_s=round(time.monotonic() - started, 1))
     finish(run, results, page)
     return run
+
+
+def preview_items(exp: Experiment, count: int) -> tuple[list[dict[str, Any]], list[PreviewEntry]]:
+    """Evenly spaced samples of the training data: as plain JSON values, and as pictures with text."""
+    dataset, plan = exp.checked.parts["data"].build(), exp.plan
+    lines, entries = [], []
+    for index in (number * len(dataset) // count for number in range(min(count, len(dataset)))):
+        item = plan.processor.encode(dataset[index])
+        runs = [vars(run) for run in item.runs]
+        ids, labels = item.input_ids.tolist(), item.labels.tolist()
+        lines.append({"id": item.id, "input_ids": ids, "labels": labels, "media": runs})
+        images = [plan.transforms[m].restore(value) for m, values in item.media.items() for value in values]
+        slots = sum(run.length for run in item.runs)
+        counts = f"{len(ids)} tokens, {slots} slots, {item.num_supervised} supervised"
+        entries.append(PreviewEntry(id=item.id, images=images, pieces=_pieces(item, plan), counts=counts))
+    return lines, entries
+
+
+def _pieces(item: Item, plan: Plan) -> list[Piece]:
+    """The item's tokens as text again, cut where supervision or slots begin and end."""
+    slot_of = {run.start + step: (index, run) for index, run in enumerate(item.runs) for step in range(run.length)}
+    keys = [
+        (slot_of[at][0] if at in slot_of else None, bool(label != IGNORE)) for at, label in enumerate(item.labels.tolist())
+    ]
+    pieces, ids = [], item.input_ids.tolist()
+    for (run, supervised), group in groupby(range(len(ids)), key=keys.__getitem__):
+        members = list(group)
+        if run is not None:
+            pieces.append(Piece(slot=item.runs[run].modality, length=len(members)))
+        else:
+            text = plan.tokenizer.decode([ids[at] for at in members], skip_special_tokens=False)
+            pieces.append(Piece(text=text, supervised=supervised))
+    return pieces
 
 
 def show_plan(exp: Experiment, run: RunDir | None = None) -> None:
@@ -242,18 +294,6 @@ def _continued(folder: Path, invocation: Invocation) -> Experiment:
     outputs, run_id = str(folder.parents[2]), folder.name
     plain["paths"] = {**plain.get("paths", {}), "outputs": outputs}
     return Experiment(check({**plain, "run_id": run_id}, invocation.registered))
-
-
-def _finished(path: str) -> RunDir:
-    run = RunDir(Path(path).expanduser())
-    if not run.manifest_file.is_file():
-        raise CheckpointError(
-            f"{path} is no run directory",
-            expected="outputs/<name>/<stage>/<run_id> of a finished run",
-            where="stage.init_from",
-            fix="`ls outputs/*/*/` shows the runs there are",
-        )
-    return run
 
 
 def _require_same(saved: Any, plain: Mapping[str, Any], run: RunDir) -> None:

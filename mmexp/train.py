@@ -1,6 +1,8 @@
-"""Trains one stage, then evaluates it and writes its report."""
+"""Trains one stage, evaluates it and writes its report: `python -m mmexp.train connector=linear stage=align`."""
 
 from __future__ import annotations
+
+import sys
 
 from mmexp.config import Invocation, launch
 
@@ -8,8 +10,13 @@ from mmexp.config import Invocation, launch
 def body(invocation: Invocation) -> None:
     """Everything heavy is imported here, so that `--cfg job` and `--help` answer at once."""
     from mmexp.assemble import train
+    from mmexp.engine import Interrupted
 
-    train(invocation)
+    try:
+        train(invocation)
+    except Interrupted as stop:
+        print(f"stopped by {stop}; everything is saved, the same run_id or resume=<run> continues", file=sys.stderr)
+        raise SystemExit(128 + stop.signum) from None
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import difflib
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +41,30 @@ class Invocation:
     """Import paths that the door lets through: this package's conf/ and the user's --config-dir."""
     config_dir: str | None
     """The user's own folder of choices."""
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """The command's own keys, which are no part of an experiment."""
 
 
-def launch(body: Callable[[Invocation], None], config_name: str, module: str, argv: Sequence[str] | None = None) -> None:
+def launch(
+    body: Callable[[Invocation], None],
+    config_name: str,
+    module: str,
+    own: Mapping[str, Any] | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
     """Composes `config_name` with the command line and calls `body`; never returns a traceback for a user's mistake.
 
     Args:
         body: The command.
         config_name: Primary configuration, e.g. `train`.
         module: What `python -m` runs; a sweep starts each job with it.
+        own: Keys of the command itself, with their defaults; they do not enter the configuration.
         argv: Arguments; None takes the process's own.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     OmegaConf.register_new_resolver("mmexp_parts", lambda: str(parts_dir()), replace=True)
     try:
-        _launch(body, config_name, module, args)
+        _launch(body, config_name, module, args, dict(own or {}))
     except MmexpError as error:
         _stop(f"{type(error).__name__}: {error}", USER_MISTAKE)
     except (HydraException, OmegaConfBaseException) as error:
@@ -83,13 +92,19 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: str | None =
     )
 
 
-def _launch(body: Callable[[Invocation], None], config_name: str, module: str, args: list[str]) -> None:
+def _launch(
+    body: Callable[[Invocation], None], config_name: str, module: str, args: list[str], own: dict[str, Any]
+) -> None:
     parsed = get_args_parser().parse_args(args)
     if parsed.help:
-        print(_help(module, config_name, _folders(parsed.config_dir)))
+        print(_help(module, config_name, _folders(parsed.config_dir), list(own)))
         return
+    for text in [text for text in parsed.overrides if text.partition("=")[0] in own]:
+        key, _, value = text.partition("=")
+        own[key] = yaml.safe_load(value)
+        parsed.overrides.remove(text)
     if not (parsed.cfg or parsed.info or parsed.hydra_help or parsed.multirun):
-        body(compose(config_name, parsed.overrides, parsed.config_dir))
+        body(replace(compose(config_name, parsed.overrides, parsed.config_dir), own=own))
         return
     rewritten = _rewrite(list(parsed.overrides), config_name, _folders(parsed.config_dir))
     flags = [arg for arg in args if arg not in parsed.overrides]
@@ -199,13 +214,13 @@ def _folders(config_dir: str | None) -> list[Path]:
     return [conf_dir(), folder]
 
 
-def _help(module: str, config_name: str, folders: list[Path]) -> str:
+def _help(module: str, config_name: str, folders: list[Path], own: list[str]) -> str:
     known = groups(folders)
     primary = (folders[0] / f"{config_name}.yaml").read_text(encoding="utf-8")
     used = [group for group in known if f"{group}:" in primary]
     lines = [f"python -m {module} [group=choice ...] [key=value ...]", "", "Groups and their choices:"]
     lines += [f"  {group}={', '.join(known[group])}" for group in used]
-    keys = sorted(_top_level_keys(config_name, folders) - set(known))
+    keys = own + sorted(_top_level_keys(config_name, folders) - set(known))
     lines += ["", f"Keys: {', '.join(keys)}"]
     lines += [
         "",

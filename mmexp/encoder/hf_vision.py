@@ -49,6 +49,8 @@ class HfVisionConfig:
     """Side of the input square; null takes the checkpoint's own. Only DINOv2 resizes its position table."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """How the weights are stored; a part that trains wants float32."""
+    from_scratch: bool = False
+    """Takes the architecture of `path` (its config.json) with random weights."""
 
     def spec(self) -> EncoderSpec:
         config = self._vision_config()
@@ -67,6 +69,8 @@ class HfVisionConfig:
         return ImageTransform(size_px=self._size(config), fit=fit, **self._published_normalisation(mean, std))
 
     def build(self) -> HfVision:
+        if self.from_scratch:
+            return self.empty()
         config = self._vision_config()
         source = hub.resolve(self.path, "encoder")
         model_class = _vision_class(config.model_type)

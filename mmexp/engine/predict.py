@@ -36,21 +36,23 @@ class Generator:
         """One answer a sample, in order."""
         items = [self.plan.processor.encode_prompt(sample.turns, id=sample.id) for sample in samples]
         batch = self.collate(items).to(self.device)
-        return self.model.generate(batch, self.plan.tokenizer.hf, self._with_stop(sampling))
+        return self.model.generate(batch, self.plan.hf_tokenizer, self._ending(sampling))
 
     def stream(self, turns: Sequence[Turn], sampling: Sampling, on_text: Callable[[str], None]) -> str:
         """The answer to one conversation, handed out as it comes."""
         item = self.plan.processor.encode_prompt(tuple(turns), id="chat")
         batch = self.collate([item]).to(self.device)
-        return self.model.generate(batch, self.plan.tokenizer.hf, self._with_stop(sampling), on_text)[0]
+        return self.model.generate(batch, self.plan.hf_tokenizer, self._ending(sampling), on_text)[0]
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def _with_stop(self, sampling: Sampling) -> Sampling:
-        return sampling if sampling.stop else replace(sampling, stop=self.plan.template.stop)
+    def _ending(self, sampling: Sampling) -> Sampling:
+        """The sampling with what ends an answer in this template."""
+        template, tokenizer = self.plan.template, self.plan.tokenizer
+        return replace(sampling, stop=sampling.stop or template.stop, stop_ids=tokenizer.stop_ids(template))
 
 
 def evaluate_run(

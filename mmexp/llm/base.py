@@ -46,6 +46,8 @@ class Sampling:
     """Above 1 makes tokens that were already said less likely."""
     stop: str | None = None
     """Text that ends an answer, besides the end-of-sequence token (the plain template ends with a newline)."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end an answer; empty takes the tokenizer's end of sequence."""
     seed: int | None = None
     """Makes sampling repeatable."""
 

@@ -33,6 +33,8 @@ class CausalConfig:
     """Branch, tag or commit of the hub repository."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """How the weights are stored; a part that trains wants float32."""
+    from_scratch: bool = False
+    """Takes the architecture of `path` (its config.json) with random weights."""
 
     def spec(self) -> LlmSpec:
         return spec_of(self._config())
@@ -48,6 +50,8 @@ class CausalConfig:
             raise hub.unavailable(source, error, "llm", CheckpointError) from error
 
     def build(self) -> CausalLlm:
+        if self.from_scratch:
+            return self.empty()
         from transformers import AutoModelForCausalLM
 
         source = hub.resolve(self.path, "llm")
@@ -165,7 +169,7 @@ class CausalLlm(nn.Module):
                 attention_mask=mask,
                 max_new_tokens=sampling.max_new_tokens,
                 repetition_penalty=sampling.repetition_penalty,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=list(sampling.stop_ids) or tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
                 streamer=streamer,
                 **settings,

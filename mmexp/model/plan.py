@@ -74,10 +74,15 @@ class Plan:
                 branch.connector.build(branch.spec, self.spec.width)
 
     @cached_property
+    def hf_tokenizer(self) -> Any:
+        """The tokenizer as transformers loads it; generation decodes with it."""
+        return self.llm.load_tokenizer()
+
+    @cached_property
     def tokenizer(self) -> SegmentTokenizer:
         """The LLM's tokenizer, checked against the template and the embedding table."""
-        tokenizer = SegmentTokenizer(self.llm.load_tokenizer())
-        largest = len(tokenizer.hf)
+        tokenizer = SegmentTokenizer(self.hf_tokenizer)
+        largest = tokenizer.vocab_size
         if largest > self.spec.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {largest} tokens",

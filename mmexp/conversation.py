@@ -1,0 +1,60 @@
+"""A conversation with a model: history, pictures, and streamed answers. Chat and notebooks use it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mmexp.contracts import Medium, Part, Text, Turn
+from mmexp.errors import DataError
+from mmexp.prompt.image import load_image
+
+if TYPE_CHECKING:
+    from mmexp.engine import Generator
+    from mmexp.llm import Sampling
+
+
+class Conversation:
+    """Keeps what was said. A picture that was shown goes with the next question.
+
+    Args:
+        generator: The model.
+        sampling: How answers are chosen.
+    """
+
+    def __init__(self, generator: Generator, sampling: Sampling) -> None:
+        self.generator, self.sampling = generator, sampling
+        self.turns: list[Turn] = []
+        self._pending: list[Medium] = []
+
+    def show(self, path: str) -> None:
+        """Puts a picture before the next question.
+
+        Raises:
+            DataError: it is no readable picture.
+        """
+        if "image" not in self.generator.plan.inputs:
+            raise DataError("this run has no image branch", where=str(path))
+        self._pending.append(Medium(source=load_image(os.path.expanduser(path), f"image={path}")))
+
+    def ask(self, question: str, on_text: Callable[[str], None]) -> str:
+        """The answer, which is also handed out piece by piece."""
+        parts: list[Part] = [*self._pending, Text(text="\n" if self._pending else ""), Text(text=question)]
+        turns = [*self.turns, Turn(role="user", parts=tuple(parts))]
+        answer = self.generator.stream(turns, self.sampling, on_text)
+        self._pending = []
+        self.turns = [*turns, Turn(role="assistant", parts=(Text(text=answer),))]
+        return answer
+
+    def command_or_question(self, line: str, on_text: Callable[[str], None]) -> None:
+        """One line of a chat: `/image FILE`, `/new`, or a question. A mistake is told and changes nothing."""
+        try:
+            if line.startswith("/image"):
+                self.show(line.removeprefix("/image").strip())
+            elif line == "/new":
+                self.turns, self._pending = [], []
+            elif line:
+                self.ask(line, on_text)
+        except DataError as error:
+            on_text(str(error))

@@ -1,0 +1,36 @@
+"""The plan without weights: `python -m mmexp.doctor recipe=llava15`. Run it first; paste it in issues."""
+
+from __future__ import annotations
+
+from mmexp.config import Invocation, launch
+
+
+def body(invocation: Invocation) -> None:
+    """Shapes, tokens, what trains, where it goes and versions; every mistake of the configuration at once."""
+    from mmexp.assemble import experiment, show_plan, show_trained
+    from mmexp.engine import console, provenance, setup_logging
+    from mmexp.hub import published
+    from mmexp.report import plan_table
+    from mmexp.tuning import LoraSettings, apply_policy, describe
+
+    setup_logging()
+    exp = experiment(invocation)
+    show_plan(exp)
+    spine = exp.checked.spine
+    model = exp.plan.empty()
+    policy = {name: tree for name, tree in spine.stage.policy.items() if exp.plan.inputs or name == "llm"}
+    parts = apply_policy(model, policy, LoraSettings(**vars(spine.stage.lora)))
+    show_trained(describe(parts, policy, spine.stage.lr, spine.stage.lr_by_part))
+    path = getattr(exp.checked.parts["llm"], "path", "")
+    card = published().get(path, {}).get("tokenizer") or exp.plan.hf_tokenizer.special_tokens_map
+    console.print(plan_table([{"token": name, "value": str(value)} for name, value in card.items()], "special tokens"))
+    where = f"{spine.paths.outputs}/{spine.name}/{spine.stage.name}/<run_id>"
+    steps = spine.stage.max_steps or f"{spine.stage.epochs:g} epochs"
+    console.print(f"steps: {steps}, batch {spine.stage.batch_size}, learning rate {spine.stage.lr:g}, seed {spine.seed}")
+    console.print(f"run directory: {where}", soft_wrap=True)
+    versions = provenance()["versions"]
+    console.print("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    launch(body, config_name="train", module="mmexp.doctor")

@@ -1,0 +1,34 @@
+"""Figures of a finished run: `python -m mmexp.evaluate run=outputs/llava15/... [evaluation=shapes_vqa]`."""
+
+from __future__ import annotations
+
+from mmexp.config import Invocation, launch
+
+
+def body(invocation: Invocation) -> None:
+    """Runs the run's own benchmarks, or those that `evaluation=` names, and renews results and report."""
+    from dataclasses import replace
+
+    from mmexp.assemble import experiment_of_run, finished_run
+    from mmexp.config import instantiate
+    from mmexp.config.check import resolve
+    from mmexp.engine import setup_logging
+    from mmexp.engine.log import console
+    from mmexp.engine.predict import evaluate_run
+    from mmexp.report import results_table, write_report
+
+    cfg = resolve(invocation.cfg)
+    run = finished_run(cfg["run"], "run")
+    setup_logging(run.path / "run.log")
+    exp = experiment_of_run(cfg["run"], invocation.registered, skip=("data", "optim", "trainer", "logger"))
+    chosen = cfg.get("evaluation")
+    benchmarks = instantiate(chosen, "evaluation", invocation.registered) if chosen else exp.benchmarks
+    if cfg["limit"] is not None:
+        benchmarks = {name: replace(benchmark, limit=cfg["limit"]) for name, benchmark in benchmarks.items()}
+    results = evaluate_run(exp.load_generator(run), benchmarks, run, cfg["splits"])
+    console.print(results_table(results))
+    console.print(f"report  {write_report(run.path)}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    launch(body, config_name="evaluate", module="mmexp.evaluate")

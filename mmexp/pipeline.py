@@ -1,0 +1,50 @@
+"""Runs every stage of a recipe, a fresh process each: `python -m mmexp.pipeline recipe=llava15 scale=shapes`.
+
+The same command again continues where it stopped: its stages have names that follow from the settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+from mmexp.config import Invocation, compose, launch
+from mmexp.errors import ConfigError
+
+OWN_KEYS = ("stage", "run_id", "resume", "stage.init_from")
+
+
+def body(invocation: Invocation) -> None:
+    """Checks every stage before the first one starts; the last stage's figures are the result."""
+    stages = list(invocation.cfg.stages)
+    if not stages:
+        raise ConfigError("no stages", expected="a recipe that lists its stages", where="stages", fix="recipe=llava15")
+    for override in invocation.overrides:
+        if override.split("=")[0].lstrip("+~") in OWN_KEYS:
+            raise ConfigError(
+                override, expected="the pipeline chooses this itself", where="command line", fix="python -m mmexp.train"
+            )
+    run_id = invocation.cfg.run_id or f"pipeline-{_digest(invocation.overrides)}"
+    own = ["--config-dir", invocation.config_dir] if invocation.config_dir else []
+    parent: Path | None = None
+    for number, stage in enumerate(stages, 1):
+        overrides = [*invocation.overrides, f"stage={stage}", f"run_id={run_id}"]
+        overrides += [f"stage.init_from={parent}"] if parent else []
+        cfg = compose("train", overrides, invocation.config_dir).cfg
+        parent = Path(cfg.paths.outputs) / cfg.name / cfg.stage.name / run_id
+        print(f"stage {number} of {len(stages)}: {stage}", flush=True)
+        code = subprocess.run([sys.executable, "-m", "mmexp.train", *own, *overrides], check=False).returncode
+        if code:
+            print(f"stage {stage} ended with exit code {code}; the same command continues here", file=sys.stderr)
+            raise SystemExit(code)
+
+
+def _digest(overrides: list[str]) -> str:
+    """A name for this pipeline: equal settings, equal name."""
+    return hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
+
+
+if __name__ == "__main__":
+    launch(body, config_name="train", module="mmexp.pipeline")
