@@ -1,0 +1,124 @@
+"""Scenes and conversations as LLaVA JSON rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+from mmexp.shapes.scenes import COMBOS, Scene, draw_scene
+from mmexp.shapes.talk import (
+    CAPTION_PROMPTS,
+    FIND_PROMPT,
+    box_turns,
+    caption,
+    caption_turns,
+    captions,
+    chat_turns,
+    detail_turns,
+    question_turns,
+)
+from mmexp.shapes.tasks import QUESTIONS, SUFFIX, Question, Turn, ask, box_text, refer
+
+Row = dict[str, Any]
+
+TALKS: dict[str, tuple[Callable[[Scene, Random], list[Turn]], int]] = {
+    "questions": (question_turns, 50),
+    "boxes": (box_turns, 26),
+    "caption": (caption_turns, 8),
+    "detail": (detail_turns, 6),
+    "chat": (chat_turns, 10),
+}
+"""Per kind of conversation how to hold it, and its share of the training rows in percent."""
+
+
+def image_path(scene: Scene) -> str:
+    """Where the picture of a scene lies below the root of the world."""
+    return f"images/{scene.split}/{scene.index:06d}.png"
+
+
+def image_row(scene: Scene, name: str, turns: list[Turn], **further: Any) -> Row:
+    """A row about a picture."""
+    row = {"id": f"{scene.split}-{scene.index:06d}-{name}", "image": image_path(scene)}
+    return row | {"conversations": conversation("<image>", turns)} | further
+
+
+def conversation(before: str, turns: list[Turn]) -> list[dict[str, str]]:
+    """The turns in LLaVA's form; `before` (the picture or words in its place) stands on a line before the first."""
+    said = []
+    for number, (question, answer) in enumerate(turns):
+        lines = [before] * (number == 0 and bool(before)) + [question]
+        said += [{"from": "human", "value": "\n".join(lines)}, {"from": "gpt", "value": answer}]
+    return said
+
+
+def align_row(scene: Scene) -> Row:
+    """A picture and its caption; the question is there for templates that use one."""
+    rng = scene.rng("align")
+    return image_row(scene, "align", [(rng.choice(CAPTION_PROMPTS), caption(scene, rng))])
+
+
+def talk(scene: Scene, purpose: str) -> tuple[str, list[Turn]]:
+    """A conversation of a kind drawn by lot, with the name of its kind."""
+    rng = scene.rng(purpose)
+    while True:
+        name = rng.choices(tuple(TALKS), [share for _, share in TALKS.values()])[0]
+        turns = TALKS[name][0](scene, rng)
+        if turns:
+            return name, turns
+
+
+def instruct_row(scene: Scene) -> Row:
+    """A picture and a conversation of some kind about it."""
+    name, turns = talk(scene, "instruct")
+    return image_row(scene, f"instruct-{name}", turns, type=name)
+
+
+def vqa_rows(seed: int, split: str, per_type: int) -> Iterator[Row]:
+    """`per_type` single questions of every type, each about a picture of its own."""
+    index = 0
+    for kind in QUESTIONS:
+        found = 0
+        while found < per_type:
+            scene = draw_scene(seed, split, index)
+            index += 1
+            question = _question(scene, kind)
+            if question is not None:
+                found += 1
+                turns = [(question.text + SUFFIX, question.answer)]
+                yield image_row(scene, "vqa", turns, type=kind, targets=[question.answer])
+
+
+def _question(scene: Scene, kind: str) -> Question | None:
+    """A question of this type; about the unseen pair, where the split has one."""
+    rng = scene.rng("vqa")
+    asked = [question for question in (ask(scene, kind, rng) for _ in range(12)) if question]
+    special = [question for question in asked if any(thing.held_out for thing in question.about)]
+    pool = special if scene.split == COMBOS and special and kind != "existence" else asked
+    return pool[0] if pool else None
+
+
+def caption_rows(seed: int, split: str, count: int) -> Iterator[Row]:
+    """Pictures to be captioned; every phrasing is accepted."""
+    for index in range(count):
+        scene = draw_scene(seed, split, index)
+        targets = captions(scene)
+        yield image_row(scene, "caption", [(CAPTION_PROMPTS[0], targets[0])], type="caption", targets=targets)
+
+
+def grounding_rows(seed: int, split: str, count: int) -> Iterator[Row]:
+    """Phrases whose box is to be found."""
+    index = found = 0
+    while found < count:
+        scene = draw_scene(seed, split, index)
+        index += 1
+        rng = scene.rng("grounding")
+        things = [thing for thing in scene.things if thing.held_out] if split == COMBOS else list(scene.things)
+        phrases = [(thing, refer(scene, thing, rng)) for thing in rng.sample(things, len(things))]
+        thing, phrase = next(((t, p) for t, p in phrases if p), (None, None))
+        if thing is None:
+            continue
+        found += 1
+        turns = [(FIND_PROMPT.format(phrase), box_text(thing))]
+        box = [value / 100 for value in thing.box]
+        yield image_row(scene, "grounding", turns, type=thing.size, targets=[box_text(thing)], box=box)

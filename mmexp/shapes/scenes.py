@@ -1,0 +1,151 @@
+"""What stands in a picture: a scene is drawn by lot, the same one for ever for a given seed, split and index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from mmexp.shapes.glyphs import COLUMNS, GLYPHS, ROWS
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
+SIDES = {"small": (20, 24), "large": (34, 40)}
+"""Side of a thing in hundredths of the canvas, per size word; the two ranges lie clearly apart."""
+BACKGROUNDS = ("white", "grey")
+
+HELD_OUT = frozenset(
+    {("red", "star"), ("green", "cross"), ("blue", "triangle"), ("yellow", "ring"), ("purple", "square")}
+)
+"""Colour-shape pairs that no training picture and no training text contains. Every colour and every shape occurs."""
+
+COMBOS = "heldout_combos"
+"""The split whose pictures contain at least one pair of `HELD_OUT`; no other split contains any."""
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thing:
+    """One object of a scene."""
+
+    kind: Literal["shape", "letter", "digit"]
+    name: str
+    """The shape's word, or the sign itself."""
+    colour: str
+    size: str
+    box: Box
+    """Left, top, right, bottom in hundredths of the canvas; exactly what is drawn."""
+
+    @property
+    def noun(self) -> str:
+        """`circle`, `letter A`, `digit 7`"""
+        return self.name if self.kind == "shape" else f"{self.kind} {self.name}"
+
+    @property
+    def pair(self) -> str:
+        """Colour and noun: `red circle`"""
+        return f"{self.colour} {self.noun}"
+
+    @property
+    def full(self) -> str:
+        """Size, colour and noun: `small red circle`"""
+        return f"{self.size} {self.pair}"
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Middle of the box, in hundredths."""
+        left, top, right, bottom = self.box
+        return (left + right) / 2, (top + bottom) / 2
+
+    @property
+    def place(self) -> str:
+        """One of nine words for where it stands: `top left`, `left`, `center`, ..."""
+        column, row = (0 if value < 38 else 2 if value > 62 else 1 for value in self.centre)
+        words = (("top ", "", "bottom ")[row] + ("left", "", "right")[column]).strip()
+        return words or "center"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether its colour and shape are one of the pairs kept from training."""
+        return (self.colour, self.name) in HELD_OUT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """All things of one picture, from left to right, and the paper they lie on."""
+
+    seed: int
+    split: str
+    index: int
+    things: tuple[Thing, ...]
+    background: str
+
+    def rng(self, purpose: str) -> Random:
+        """A generator of its own for every use of this scene, so that uses do not disturb each other."""
+        return Random(f"{self.seed}/{self.split}/{self.index}/{purpose}")
+
+    def unique(self, attribute: str) -> list[Thing]:
+        """The things whose value of `attribute` no other thing of the scene shares."""
+        values = [getattr(thing, attribute) for thing in self.things]
+        return [thing for thing, value in zip(self.things, values, strict=True) if values.count(value) == 1]
+
+
+def draw_scene(seed: int, split: str, index: int) -> Scene:
+    """The scene number `index` of a split."""
+    rng = Random(f"{seed}/{split}/{index}")
+    wanted = rng.choices((1, 2, 3, 4), (15, 30, 30, 25))[0]
+    forced = rng.choice(sorted(HELD_OUT)) if split == COMBOS else None
+    things: list[Thing] = []
+    may_overlap = rng.random() < 0.25
+    for number in range(wanted):
+        identity = ("shape", forced[1], forced[0]) if forced and not number else _identity(rng, split, things)
+        thing = _placed(rng, identity, things, may_overlap)
+        if thing is not None:
+            things.append(thing)
+    things.sort(key=lambda thing: (thing.centre, thing.box))
+    return Scene(seed=seed, split=split, index=index, things=tuple(things), background=rng.choice(BACKGROUNDS))
+
+
+def _identity(rng: Random, split: str, things: list[Thing]) -> tuple[str, str, str]:
+    """Kind, name and colour; some repeat what is there, so that counting and comparing have something to do."""
+    while True:
+        colour, name, kind = rng.choice(COLOURS), rng.choice(SHAPES), "shape"
+        draw = rng.random()
+        signs = sum(thing.kind != "shape" for thing in things)
+        if draw < 0.24 and signs < 2:
+            name = rng.choice(sorted(GLYPHS))
+            kind = "digit" if name.isdigit() else "letter"
+        elif draw < 0.45 and things and things[-1].kind == "shape":
+            name = things[-1].name
+        elif draw < 0.6 and things:
+            colour = things[-1].colour
+        if split == COMBOS or (colour, name) not in HELD_OUT:
+            return kind, name, colour
+
+
+def _placed(rng: Random, identity: tuple[str, str, str], things: list[Thing], may_overlap: bool) -> Thing | None:
+    """The thing at a free place, or None when the canvas is too full for it."""
+    kind, name, colour = identity
+    crowded = sum(thing.size == "large" for thing in things) >= 2
+    for _ in range(40):
+        size = "small" if crowded else rng.choice(tuple(SIDES))
+        height = width = rng.randint(*SIDES[size])
+        if kind != "shape":
+            width = round(height * COLUMNS / ROWS)
+        left, top = rng.randint(1, 99 - width), rng.randint(1, 99 - height)
+        box = (left, top, left + width, top + height)
+        shares = [overlap_share(box, thing.box) for thing in things]
+        if max(shares, default=0.0) <= (0.12 if may_overlap else 0.0):
+            return Thing(kind=kind, name=name, colour=colour, size=size, box=box)  # type: ignore[arg-type]
+    return None
+
+
+def overlap_share(one: Box, other: Box) -> float:
+    """The common area as a share of the smaller box, 0 to 1."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return width * height / min(areas)
