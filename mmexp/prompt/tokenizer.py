@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from mmexp.contracts import MediaRun, Segment
@@ -62,8 +64,15 @@ class SegmentTokenizer:
         self._roles = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
         self._special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self._special |= {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special_ids = frozenset(self._special.values()) - {tokenizer.unk_token_id}
+        self._names = re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or "(?!)")
         candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
         self._pad_id = next((index for index in candidates if index is not None), 0)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Pickling a backend forgets that special tokens in text stay text; data workers must not."""
+        self.__dict__.update(state)
+        self._fresh.encode_special_tokens = self._continued.encode_special_tokens = True
 
     @property
     def pad_id(self) -> int:
@@ -83,8 +92,8 @@ class SegmentTokenizer:
         """
         found = self._roles.get(name) if name in _ROLES else self._special.get(name)
         if found is None:
-            near = difflib.get_close_matches(name, self._special, n=1, cutoff=0.4)
-            has = ", ".join(sorted(self._special)[:12]) or "none"
+            near = [] if name in _ROLES else difflib.get_close_matches(name, self._special, n=1, cutoff=0.4)
+            has = ", ".join(sorted(self._special, key=self._special.__getitem__)[:12]) or "none"
             raise ConfigError(
                 f"the template writes {{{name}}}, which this tokenizer does not have",
                 expected=f"one of its special tokens: {has}",
@@ -145,10 +154,29 @@ class SegmentTokenizer:
         """Tokenises the joined segments; a token is supervised iff its last character is."""
         if not segments:
             return
-        backend = self._fresh if fresh else self._continued
-        encoding = backend.encode("".join(segment.text for segment in segments), add_special_tokens=False)
+        text = "".join(segment.text for segment in segments)
         flags = [segment.supervised for segment in segments for _ in segment.text]
-        out.append(encoding.ids, (flags[max(end - 1, 0)] for _, end in encoding.offsets))
+        ids, ends = self._tokenize(text, fresh)
+        if not self._special_ids.isdisjoint(ids):
+            ids, ends = self._tokenize_apart(text, fresh)
+        out.append(ids, (flags[max(end - 1, 0)] for end in ends))
+
+    def _tokenize(self, text: str, fresh: bool) -> tuple[list[int], list[int]]:
+        """Ids, and the character behind each token."""
+        encoding = (self._fresh if fresh else self._continued).encode(text, add_special_tokens=False)
+        return encoding.ids, [end for _, end in encoding.offsets]
+
+    def _tokenize_apart(self, text: str, fresh: bool) -> tuple[list[int], list[int]]:
+        """As `_tokenize`, for vocabularies whose merges spell a special token out of plain text (InternLM2 and `<s>`):
+        the text is cut behind the first character of every such name, so that no merge can reach the whole of it."""
+        cuts = sorted({0, len(text), *(found.start() + 1 for found in self._names.finditer(text))})
+        ids: list[int] = []
+        ends: list[int] = []
+        for start, end in pairwise(cuts):
+            piece_ids, piece_ends = self._tokenize(text[start:end], fresh and not start)
+            ids += piece_ids
+            ends += [start + piece_end for piece_end in piece_ends]
+        return ids, ends
 
 
 def _slot_length(modality: str, slot_lengths: Mapping[str, int]) -> int:

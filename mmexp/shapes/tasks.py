@@ -97,7 +97,9 @@ def _value(present: list[str], every: tuple[str, ...], rng: Random) -> str:
 
 def _existence(scene: Scene, rng: Random) -> Question | None:
     shapes = [thing for thing in scene.things if thing.kind == "shape"]
-    if rng.random() < 0.5 and shapes:
+    if not shapes:
+        return None
+    if rng.random() < 0.5:
         special = [thing for thing in shapes if thing.held_out]
         thing = rng.choice(special or shapes)
         return Question(type="existence", text=_is_there(thing.pair), answer="yes", about=(thing,))

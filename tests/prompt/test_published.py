@@ -79,7 +79,7 @@ def runs_of(encoded) -> list[list[int]]:
 
 
 def test_counted_masks_of_llava_agree(llama, vicuna):
-    """preprocess_v1's own arithmetic (non-legacy tokenizer): lengths of rounds and instructions, minus its constants."""
+    """preprocess_v1's own arithmetic for a non-legacy tokenizer: lengths of rounds and instructions."""
     for row in load_rows("annotations", "llava_instruct.json"):
         text, _ = reference.vicuna_text(row["conversations"], vicuna.default_system)
         ids = reference.tokenize(text, llama)
@@ -110,5 +110,5 @@ def test_chatml_ids_are_those_of_the_whole_string(qwen, chatml):
 
 def test_llava_v1_differs_only_in_its_system_text(llama, vicuna):
     other = load_template("llava_v1")
-    assert "curious human" in other.default_system and "the human's questions" in other.default_system
+    assert "curious human" in other.default_system
     assert other.default_system.replace("human", "user") == vicuna.default_system
