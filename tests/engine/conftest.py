@@ -1,0 +1,90 @@
+"""A small stage on the tiny parts, and pictures to train it on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mmexp.connector import MlpConfig
+from mmexp.data import LlavaJsonConfig
+from mmexp.encoder import TinyVisionConfig
+from mmexp.engine import AdamWCosineConfig, RunDir, StageJob, TrainerConfig
+from mmexp.llm import TinyLlmConfig
+from mmexp.model import InputPlan, Plan
+from mmexp.objective import NextTokenConfig
+from mmexp.prompt import ChatTemplate
+from mmexp.tuning import LoraSettings
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """21 rows: pictures, text only, two pictures; answers of different length."""
+    folder = tmp_path_factory.mktemp("rows")
+    records: list[dict[str, Any]] = []
+    for index in range(21):
+        for suffix in ("", "b"):
+            Image.new("RGB", (30 + index, 30), (index * 12, 200 - index * 6, 90)).save(folder / f"{index}{suffix}.png")
+        images: Any = [f"{index}.png", f"{index}b.png"] if index % 7 == 3 else f"{index}.png"
+        question = "<image>\n<image>\nSame?" if index % 7 == 3 else "<image>\nWhat?"
+        record = {
+            "id": f"r{index}",
+            "image": images,
+            "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": "yes " * (1 + index % 4)}],
+        }
+        if index % 5 == 4:
+            del record["image"]
+            record["conversations"][0]["value"] = "Hello?"
+        records.append(record)
+    (folder / "rows.json").write_text(json.dumps(records))
+    return folder / "rows.json"
+
+
+@pytest.fixture
+def make_job(rows: Path, tmp_path: Path) -> Callable[..., StageJob]:
+    """A stage of 6 steps on tiny parts; keyword arguments change it."""
+
+    def make(name: str = "run", max_steps: int = 6, **changes: Any) -> StageJob:
+        run = RunDir(tmp_path / name)
+        for folder in (run.checkpoints, run.weights):
+            folder.mkdir(parents=True, exist_ok=True)
+        plan = Plan(
+            inputs={"image": InputPlan(encoder=TinyVisionConfig(), connector=MlpConfig())},
+            llm=TinyLlmConfig(),
+            template=ChatTemplate(name="short", media="first_if_single"),
+            max_length_tokens=512,
+        )
+        settings: dict[str, Any] = {
+            "run": run,
+            "label": name,
+            "plan": plan,
+            "data": LlavaJsonConfig(path=str(rows)),
+            "objective": NextTokenConfig(),
+            "policy": {"encoder": "frozen", "connector": "full", "llm": "full"},
+            "init_from": None,
+            "lora": LoraSettings(rank=2, alpha=4),
+            "lr": 1e-2,
+            "lr_by_part": {},
+            "weight_decay": 0.0,
+            "warmup_ratio": 0.2,
+            "grad_clip": 1.0,
+            "batch_size": 4,
+            "micro_batch_size": 2,
+            "epochs": 1.0,
+            "max_steps": max_steps,
+            "optim": AdamWCosineConfig(),
+            "trainer": TrainerConfig(accelerator="cpu", log_every_n_steps=1, checkpoint_every_n_steps=2),
+            "loggers": {},
+            "row": "flat",
+            "num_workers": 0,
+            "seed": 0,
+            "check_rows": 100,
+            "config": {},
+        }
+        return StageJob(**{**settings, **changes})
+
+    return make
