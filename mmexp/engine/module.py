@@ -92,8 +92,10 @@ class TrainingModule(LightningModule):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        self.model = self.plan.build()
-        self.objective = self._objective_config.build(self.plan)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)  # fresh weights follow from the seed and nothing else
+            self.model = self.plan.build()
+            self.objective = self._objective_config.build(self.plan)
         self.objective.requires(self.plan)
         if self.init_from is not None:
             self.changed = load_weights(self.parts(), self.init_from)
