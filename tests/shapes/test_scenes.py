@@ -55,7 +55,8 @@ def test_things_lie_on_the_canvas_and_overlap_little() -> None:
         assert list(scene.things) == sorted(scene.things, key=lambda thing: (thing.centre, thing.box))
         for number, thing in enumerate(scene.things):
             left, top, right, bottom = thing.box
-            assert 0 < left < right < 100 and 0 < top < bottom < 100
+            assert 0 < left < right < 100
+            assert 0 < top < bottom < 100
             assert SIDES[thing.size][0] <= bottom - top <= SIDES[thing.size][1]
             shares = [overlap_share(thing.box, other.box) for other in scene.things[:number]]
             assert max(shares, default=0.0) <= 0.12
@@ -67,7 +68,8 @@ def test_the_drawing_fills_exactly_the_box() -> None:
     for name in (*SHAPES, *GLYPHS):
         thing = thing_of(name, "blue", left=25, top=40, side=36)
         image = draw_image(scene_of(thing))
-        assert image.size == (SIDE, SIDE) and image.mode == "RGB"
+        assert image.size == (SIDE, SIDE)
+        assert image.mode == "RGB"
         paper = RGB["white"]
         ink = [
             (x, y) for x in range(SIDE) for y in range(SIDE)
@@ -81,9 +83,12 @@ def test_the_drawing_fills_exactly_the_box() -> None:
 def test_signs_differ_and_touch_their_edges() -> None:
     assert len(set(GLYPHS.values())) == len(GLYPHS) == 16
     for rows in GLYPHS.values():
-        assert len(rows) == ROWS and all(len(row) == COLUMNS and set(row) <= set("#.") for row in rows)
-        assert "#" in rows[0] and "#" in rows[-1]
-        assert any(row[0] == "#" for row in rows) and any(row[-1] == "#" for row in rows)
+        assert len(rows) == ROWS
+        assert all(len(row) == COLUMNS and set(row) <= set("#.") for row in rows)
+        assert "#" in rows[0]
+        assert "#" in rows[-1]
+        assert any(row[0] == "#" for row in rows)
+        assert any(row[-1] == "#" for row in rows)
 
 
 def test_the_scenes_are_frozen() -> None:

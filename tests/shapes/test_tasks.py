@@ -92,8 +92,10 @@ def test_boxes_are_written_as_in_llava() -> None:
 
 def test_several_short_questions_in_one_conversation() -> None:
     turns = question_turns(draw_scene(0, "train", 3), Random(0))
-    assert len(turns) == 6 and len({question for question, _ in turns}) == 6
-    assert turns[0][0].endswith(SUFFIX) and not any(question.endswith(SUFFIX) for question, _ in turns[1:])
+    assert len(turns) == 6
+    assert len({question for question, _ in turns}) == 6
+    assert turns[0][0].endswith(SUFFIX)
+    assert not any(question.endswith(SUFFIX) for question, _ in turns[1:])
 
 
 def test_the_picture_stands_before_the_first_question() -> None:
@@ -125,6 +127,6 @@ def test_vqa_rows_of_unseen_combinations_ask_about_them() -> None:
     assert Counter(row["type"] for row in rows) == dict.fromkeys(QUESTIONS, 12)
     assert all(row["targets"] == [row["conversations"][1]["value"]] for row in rows)
     shapes = [row for row in rows if row["type"] == "shape"]
-    spoken = [tuple((row["conversations"][0]["value"].split(" object?")[0].split()[-1], row["targets"][0]))
+    spoken = [(row["conversations"][0]["value"].split(" object?")[0].split()[-1], row["targets"][0])
               for row in shapes]  # fmt: skip
     assert sum(pair in HELD_OUT for pair in spoken) >= len(shapes) / 2

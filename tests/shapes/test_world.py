@@ -59,7 +59,8 @@ def test_files_and_pictures(world: Path) -> None:
 def test_evaluation_rows_say_what_is_right(world: Path) -> None:
     for name in EVALUATIONS:
         for row in rows_of(world, name):
-            assert row["type"] and row["targets"]
+            assert row["type"]
+            assert row["targets"]
             assert ("box" in row) == name.endswith("grounding")
     for row in rows_of(world, "heldout_images_grounding"):
         assert row["targets"][0] == "[" + ", ".join(f"{value:.2f}" for value in row["box"]) + "]"
@@ -87,7 +88,9 @@ def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
         small(tmp_path / name, seed=seed).prepare()
     read = {name: [(tmp_path / name / file).read_bytes() for file in ("instruct.json", "images/train/000001.png")]
             for name in "abc"}  # fmt: skip
-    assert read["a"] == read["b"] and read["a"][0] != read["c"][0] and read["a"][1] != read["c"][1]
+    assert read["a"] == read["b"]
+    assert read["a"][0] != read["c"][0]
+    assert read["a"][1] != read["c"][1]
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
