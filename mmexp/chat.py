@@ -12,7 +12,7 @@ HELP = "/image FILE  another picture     /new  forget everything     /exit  (or 
 def body(invocation: Invocation) -> None:
     """Reads questions from the terminal (or one from `message=`) and streams answers."""
     from mmexp.assemble import experiment_of_run, finished_run
-    from mmexp.config.check import resolve
+    from mmexp.config import resolve
     from mmexp.engine.conversation import Conversation
     from mmexp.engine import setup_logging
     from mmexp.llm import Sampling

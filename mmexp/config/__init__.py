@@ -1,25 +1,32 @@
 """From YAML and the command line to checked objects, through one door. Nothing here imports torch."""
 
-from mmexp.config.check import Checked, check, load_run_config
+from mmexp.config.check import Checked, check, check_own, load_run_config, resolve
 from mmexp.config.cli import Invocation, compose, launch
 from mmexp.config.instantiate import instantiate, registered_targets
 from mmexp.config.paths import conf_dir, parts_dir
-from mmexp.config.redact import redact, redact_overrides
-from mmexp.config.spine import RunConfig, StageConfig
+from mmexp.config.redact import localize, redact, redact_overrides, redact_text
+from mmexp.config.spine import ChatConfig, EvaluateConfig, PreviewConfig, RunConfig, StageConfig
 
 __all__ = [
+    "ChatConfig",
     "Checked",
+    "EvaluateConfig",
     "Invocation",
+    "PreviewConfig",
     "RunConfig",
     "StageConfig",
     "check",
+    "check_own",
     "compose",
     "conf_dir",
     "instantiate",
     "launch",
     "load_run_config",
+    "localize",
     "parts_dir",
     "redact",
     "redact_overrides",
+    "redact_text",
     "registered_targets",
+    "resolve",
 ]

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from mmexp.config.instantiate import _unknown, instantiate, typed
+from mmexp.config import typed
+from mmexp.config.instantiate import build
+from mmexp.config.names import listing, nearest
+from mmexp.config.redact import localize
 from mmexp.config.spine import COLLECTIONS, COMPONENTS, RunConfig
+from mmexp.config.stage import stage_errors
+from mmexp.config.unset import to_plain
 from mmexp.errors import CheckpointError, ConfigError, MmexpError
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,57 +34,75 @@ class Checked:
     """The resolved configuration as plain containers."""
 
 
-def check(cfg: DictConfig | Mapping[str, Any], registered: frozenset[str], skip: tuple[str, ...] = ()) -> Checked:
+def check(
+    cfg: DictConfig | Mapping[str, Any],
+    registered: frozenset[str],
+    skip: tuple[str, ...] = (),
+    earlier: list[MmexpError] | None = None,
+) -> Checked:
     """Resolves, types and instantiates a whole run configuration.
 
     Args:
         cfg: The composed configuration.
         registered: Import paths that may be built.
-        skip: Component nodes that are not needed and not looked at.
+        skip: Component nodes, and keys of the command itself, that are not needed and not looked at.
+        earlier: Mistakes already found (on the command line), to be reported together with those found here.
 
     Raises:
         ConfigError: every mistake, each with its config path.
     """
-    plain = resolve(cfg)
-    errors: list[MmexpError] = []
-    allowed = [field.name for field in fields(RunConfig)] + list(COMPONENTS + COLLECTIONS)
-    errors += [_unknown(key, allowed, "") for key in plain if key not in allowed]
-    spine_values = {key: value for key, value in plain.items() if key in {f.name for f in fields(RunConfig)}}
-    spine, problems = typed(RunConfig, spine_values, "")
-    errors += problems
+    plain, errors = to_plain(cfg, skip)
+    errors = [*(earlier or []), *errors]
+    names = [field.name for field in fields(RunConfig)]
+    errors += unknown_keys(plain, [*names, *COMPONENTS, *COLLECTIONS, *skip])
+    spine = typed.build_dataclass(RunConfig, {key: plain[key] for key in names if key in plain}, "", errors)
     parts: dict[str, Any] = {}
     for name in (name for name in COMPONENTS + COLLECTIONS if name not in skip):
-        try:
-            node = plain.get(name)
-            parts[name] = instantiate(node, name, registered) if node else ({} if name in COLLECTIONS else None)
-        except ConfigError as error:
-            errors += error.errors or [error]
-    if spine is not None:
-        errors += _cross_checks(spine, parts)
+        empty = {} if name in COLLECTIONS else None
+        parts[name] = build(plain[name], name, registered, errors) if plain.get(name) else empty
+    if isinstance(spine, RunConfig):
+        errors += stage_errors(spine.stage)
+    errors += _part_errors(parts)
     if errors:
         raise ConfigError.collect(errors)
     return Checked(spine=spine, parts=parts, plain=plain)
 
 
+def check_own(cls: type[_T], cfg: DictConfig | Mapping[str, Any]) -> _T:
+    """The typed keys of a command that is no run, for example `check_own(ChatConfig, invocation.cfg)`.
+
+    Raises:
+        ConfigError: every key that is unknown, missing or of the wrong type.
+    """
+    plain, errors = to_plain(cfg)
+    own = typed.build_dataclass(cls, plain, "", errors)
+    if errors:
+        raise ConfigError.collect(errors)
+    return own
+
+
 def resolve(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """Plain containers with every interpolation resolved; `???` stays and is reported by type."""
-    if not isinstance(cfg, DictConfig):
-        return dict(cfg)
-    try:
-        plain = OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0], where=str(getattr(error, "full_key", "") or "config")) from error
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    """Plain containers with every interpolation resolved.
+
+    Raises:
+        ConfigError: every value that is missing or cannot be resolved.
+    """
+    plain, errors = to_plain(cfg)
+    if errors:
+        raise ConfigError.collect(errors)
+    return plain
 
 
 def load_run_config(run_dir: Path) -> dict[str, Any]:
     """The configuration of a run directory: read with a safe loader, nothing in it is resolved or trusted.
 
+    Pass it through `check` with the targets of the package and of this command line's `--config-dir`: what it names
+    beyond those is refused.
+
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    file = Path(run_dir) / "config.yaml"
+    file = Path(run_dir).expanduser() / "config.yaml"
     if not file.is_file():
         raise CheckpointError(
             "no config.yaml",
@@ -87,30 +112,26 @@ def load_run_config(run_dir: Path) -> dict[str, Any]:
         )
     try:
         plain = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"not YAML: {str(error).splitlines()[0]}", where=str(file)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"not YAML: {' '.join(str(error).split())[:200]}", where=str(file)) from error
     if not isinstance(plain, dict):
         raise CheckpointError("not a mapping", where=str(file))
-    return plain
+    return localize(plain)
 
 
-def _cross_checks(spine: RunConfig, parts: Mapping[str, Any]) -> list[MmexpError]:
-    """What two settings say about each other."""
+def unknown_keys(plain: Mapping[str, Any], known: list[str]) -> list[MmexpError]:
+    """One error for each top-level key that nothing reads."""
     errors: list[MmexpError] = []
-    stage = spine.stage
-    if stage.micro_batch_size < 1 or stage.batch_size % stage.micro_batch_size:
-        errors.append(
-            ConfigError(
-                f"{stage.batch_size}",
-                expected=f"a multiple of stage.micro_batch_size={stage.micro_batch_size}",
-                where="stage.batch_size",
-            )
-        )
-    for name, low, high in (("warmup_ratio", 0.0, 1.0), ("lr", 0.0, float("inf")), ("epochs", 0.0, float("inf"))):
-        value = getattr(stage, name)
-        if not low <= value <= high:
-            errors.append(ConfigError(f"{value}", expected=f"{low:g} to {high:g}", where=f"stage.{name}"))
-    if ("encoder" in parts and "connector" in parts) and (parts["encoder"] is None) != (parts["connector"] is None):
+    for key in plain:
+        if key not in known:
+            errors.append(ConfigError("unknown key", expected=listing(known), where=key, fix=nearest(key, known)))
+    return errors
+
+
+def _part_errors(parts: Mapping[str, Any]) -> list[MmexpError]:
+    """What the choice of one part says about another."""
+    errors: list[MmexpError] = []
+    if {"encoder", "connector"} <= parts.keys() and (parts["encoder"] is None) != (parts["connector"] is None):
         lone = "connector" if parts["encoder"] is None else "encoder"
         errors.append(
             ConfigError(

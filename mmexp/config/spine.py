@@ -10,6 +10,8 @@ COMPONENTS = ("encoder", "connector", "llm", "template", "data", "objective", "o
 """Top-level nodes that hold one component each."""
 COLLECTIONS = ("evaluation", "logger")
 """Top-level nodes that hold any number of components by name."""
+PARTS = ("encoder", "connector", "llm")
+"""The parts of a model, which the policy tree names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,8 @@ class PathsConfig:
     """Where the shapes world renders itself; shared by runs."""
     data: str = "data"
     """Where published datasets are expected."""
+    models: str | None = None
+    """Folder in which a hub id `owner/name` is looked for first; null goes to the Hugging Face cache."""
     parts: str = ""
     """The small pretrained parts of this package."""
 
@@ -47,9 +51,12 @@ class LoraConfig:
     """Low-rank adapters, for the leaves `lora` of the policy."""
 
     rank: int = 128
+    """Inner width of an adapter."""
     alpha: float = 256
+    """Adapters are scaled by alpha / rank."""
     dropout: float = 0.05
-    targets: str | list[str] = "all-linear"
+    """Dropout before an adapter, 0 to 1."""
+    targets: str | tuple[str, ...] = "all-linear"
     """`all-linear` (all but the output head), or module names."""
 
 
@@ -84,6 +91,7 @@ class StageConfig:
     grad_clip: float | None = None
     """Largest total gradient norm; null clips nothing."""
     lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters of the leaves `lora`."""
     twin: Mapping[str, Any] = field(default_factory=dict)
     """The same settings at laptop scale; `scale=shapes` takes them."""
 
@@ -96,7 +104,7 @@ class RunConfig:
     """Recipe or experiment; first folder below `paths.outputs`."""
     paper: str | None = None
     """What is reproduced."""
-    stages: list[str] = field(default_factory=list)
+    stages: tuple[str, ...] = ()
     """Stage choices that `mmexp.pipeline` runs in order."""
     seed: int = 0
     """Seed of data order, connector weights and dropout."""
@@ -105,5 +113,56 @@ class RunConfig:
     resume: str | None = None
     """Run directory to continue with its own configuration."""
     paths: PathsConfig = field(default_factory=PathsConfig)
+    """Folders."""
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
+    """How samples become batches."""
     stage: StageConfig
+    """What this run trains, and how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig:
+    """What `mmexp.preview` takes besides the keys of a run."""
+
+    n: int = 4
+    """How many samples."""
+    out: str | None = None
+    """JSONL file for the samples as token ids; null writes none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What `mmexp.evaluate` takes."""
+
+    run: str
+    """A run directory."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """Benchmark name to its node; none given takes those of the run."""
+    splits: tuple[str, ...] | None = None
+    """Only these splits; null takes all."""
+    limit: int | None = None
+    """At most this many samples of a split; null takes all."""
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    """Folders of the benchmarks given here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """What `mmexp.chat` takes."""
+
+    run: str
+    """A run directory."""
+    image: str | None = None
+    """Picture of the first turn."""
+    message: str | None = None
+    """Say this, print the answer and end; null opens a conversation."""
+    temperature: float = 0.0
+    """0 always takes the likeliest token."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that together reach this probability."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that were already said become less likely."""
+    max_new_tokens: int = 128
+    """Longest answer."""
+    seed: int = 0
+    """Seed of sampling."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; a small file can hold a picture that fills the memory."""
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What is opened. Never everything Pillow knows: EPS would start Ghostscript."""
 
 

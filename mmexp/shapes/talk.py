@@ -122,5 +122,6 @@ def _some(number: int, noun: str) -> str:
 
 
 def _at(thing: Thing) -> str:
-    """`In the top left`, `On the right`, `In the center`"""
-    return f"{'In' if ' ' in thing.place or thing.place == 'center' else 'At' if thing.place in ('top', 'bottom') else 'On'} the {thing.place}"
+    """`In the top left`, `On the right`, `At the bottom`"""
+    sides = {"left": "On", "right": "On", "top": "At", "bottom": "At"}
+    return f"{sides.get(thing.place, 'In')} the {thing.place}"

@@ -1,0 +1,21 @@
+"""The interpolations that `conf/` may use besides OmegaConf's own. They give names and paths, never numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from mmexp.config.paths import parts_dir
+
+
+def model_path(hub_id: str, models: str | None = None) -> str:
+    """`${mmexp_model:owner/name,${paths.models}}`: the folder `<models>/owner/name` when it is there, else the hub id."""
+    folder = Path(models).expanduser() / hub_id if models else None
+    return str(folder) if folder and folder.is_dir() else hub_id
+
+
+def register() -> None:
+    """Makes the interpolations known to OmegaConf; may be called again."""
+    OmegaConf.register_new_resolver("mmexp_parts", lambda: str(parts_dir()), replace=True)
+    OmegaConf.register_new_resolver("mmexp_model", model_path, replace=True)

@@ -1,0 +1,77 @@
+"""Mistakes that the settings of a stage give away before any part is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmexp.config.names import nearest
+from mmexp.config.spine import PARTS, StageConfig
+from mmexp.errors import ConfigError, MmexpError
+
+LEAVES = ("frozen", "lora", "full")
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("warmup_ratio", 0.0, 1.0),
+    ("lr", 0.0, float("inf")),
+    ("epochs", 0.0, float("inf")),
+    ("weight_decay", 0.0, float("inf")),
+    ("micro_batch_size", 1, float("inf")),
+    ("batch_size", 1, float("inf")),
+    ("max_steps", 1, float("inf")),
+)
+
+
+def stage_errors(stage: StageConfig) -> list[MmexpError]:
+    """Wrong parts in the policy or the learning rates, numbers out of range, batches that do not divide."""
+    errors = _policy_errors(stage.policy)
+    errors += [
+        ConfigError(f"no part {name!r}", expected=", ".join(PARTS), where=f"stage.lr_by_part.{name}")
+        for name in stage.lr_by_part
+        if name not in PARTS
+    ]
+    for name, low, high in _RANGES:
+        value = getattr(stage, name)
+        if value is not None and not low <= value <= high:
+            expected = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
+            errors.append(ConfigError(f"{value}", expected=expected, where=f"stage.{name}"))
+    micro = stage.micro_batch_size
+    if micro >= 1 and stage.batch_size % micro:
+        errors.append(
+            ConfigError(
+                f"{stage.batch_size}",
+                expected=f"a multiple of stage.micro_batch_size={micro}",
+                where="stage.batch_size",
+                fix=f"stage.batch_size={-(-stage.batch_size // micro) * micro}",
+            )
+        )
+    return errors
+
+
+def _policy_errors(policy: Mapping[str, Any]) -> list[MmexpError]:
+    errors: list[MmexpError] = []
+    for name in policy:
+        if name not in PARTS:
+            close = nearest(name, PARTS)
+            fix = f"stage.policy.{close}" if close else None
+            where = f"stage.policy.{name}"
+            errors.append(ConfigError("no such part of the model", expected=", ".join(PARTS), where=where, fix=fix))
+    for name in PARTS:
+        if name not in policy:
+            where = f"stage.policy.{name}"
+            errors.append(
+                ConfigError("not named", expected="a policy for every part", where=where, fix=f"{where}=frozen")
+            )
+    return errors + _leaf_errors(policy, "stage.policy")
+
+
+def _leaf_errors(tree: Mapping[str, Any], where: str) -> list[MmexpError]:
+    errors: list[MmexpError] = []
+    for name, leaf in tree.items():
+        path = f"{where}.{name}"
+        if isinstance(leaf, Mapping):
+            errors += _leaf_errors(leaf, path)
+        elif leaf not in LEAVES:
+            close = nearest(str(leaf), LEAVES)
+            fix = f"{path}={close}" if close else None
+            errors.append(ConfigError(f"{leaf!r}", expected="frozen, lora or full", where=path, fix=fix))
+    return errors

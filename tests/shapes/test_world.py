@@ -1,0 +1,139 @@
+"""The rendered world: ordinary files, complete or not there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmexp.contracts import Preparable
+from mmexp.errors import DataError
+from mmexp.shapes import WorldConfig
+from mmexp.shapes.world import STAMP
+
+EVALUATIONS = [
+    f"{split}_{benchmark}" for split in ("heldout_images", "heldout_combos") for benchmark in
+    ("vqa", "caption", "grounding")
+]  # fmt: skip
+
+
+def small(root: Path, **changes: int) -> WorldConfig:
+    return replace(
+        WorldConfig(root=str(root), align_rows=4, instruct_rows=6, vqa_per_type=2, caption_rows=2, grounding_rows=4),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world") / "shapes"
+    small(root, pretrain_text_rows=5, pretrain_pair_rows=3).prepare()
+    return root
+
+
+def rows_of(root: Path, name: str) -> list[dict]:
+    return json.loads((root / f"{name}.json").read_text(encoding="ascii"))
+
+
+def test_files_and_pictures(world: Path) -> None:
+    names = ["align", "instruct", "pretrain_text", "pretrain_pairs", *EVALUATIONS]
+    assert sorted(path.stem for path in world.glob("*.json")) == sorted([*names, "world"])
+    for name in names:
+        for row in rows_of(world, name):
+            assert [said["from"] for said in row["conversations"]] == ["human", "gpt"] * (
+                len(row["conversations"]) // 2
+            )
+            if name != "pretrain_text":
+                assert row["conversations"][0]["value"].count("<image>") == 1
+                with Image.open(world / row["image"]) as image:
+                    assert image.size == (144, 144)
+    counts = [len(rows_of(world, name)) for name in EVALUATIONS]
+    assert counts == [14, 2, 4, 7, 1, 2]
+
+
+def test_evaluation_rows_say_what_is_right(world: Path) -> None:
+    for name in EVALUATIONS:
+        for row in rows_of(world, name):
+            assert row["type"]
+            assert row["targets"]
+            assert ("box" in row) == name.endswith("grounding")
+    for row in rows_of(world, "heldout_images_grounding"):
+        assert row["targets"][0] == "[" + ", ".join(f"{value:.2f}" for value in row["box"]) + "]"
+
+
+def test_a_second_call_touches_nothing(tmp_path: Path) -> None:
+    config = small(tmp_path / "w")
+    assert isinstance(config, Preparable)
+    config.prepare()
+    (tmp_path / "w" / "align.json").write_text("mine")
+    config.prepare()
+    assert (tmp_path / "w" / "align.json").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [tmp_path / "w"]
+
+
+def test_changed_settings_render_anew(tmp_path: Path) -> None:
+    small(tmp_path / "w").prepare()
+    small(tmp_path / "w", align_rows=2).prepare()
+    assert len(rows_of(tmp_path / "w", "align")) == 2
+    assert list(tmp_path.iterdir()) == [tmp_path / "w"]
+
+
+def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        small(tmp_path / name, seed=seed).prepare()
+    read = {name: [(tmp_path / name / file).read_bytes() for file in ("instruct.json", "images/train/000001.png")]
+            for name in "abc"}  # fmt: skip
+    assert read["a"] == read["b"]
+    assert read["a"][0] != read["c"][0]
+    assert read["a"][1] != read["c"][1]
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(DataError, match="not a rendered world"):
+        small(tmp_path).prepare()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_interrupted_rendering_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmexp.shapes.world.grounding_rows", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        small(tmp_path / "w").prepare()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_clear_error_and_keeps_the_old_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(tmp_path / "w").prepare()
+    before = (tmp_path / "w" / STAMP).read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(DataError, match="disk is full"):
+        small(tmp_path / "w", seed=5).prepare()
+    assert (tmp_path / "w" / STAMP).read_bytes() == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "w"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_without_permission_is_one_clear_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(DataError, match="cannot write"):
+        small(tmp_path / "w").prepare()
+
+
+def test_a_file_in_the_way_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        small(tmp_path / "file" / "w").prepare()
