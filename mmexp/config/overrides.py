@@ -1,4 +1,4 @@
-"""The command line, read with Hydra's own parser: mistakes in groups and top-level keys, and keys that Hydra would refuse."""
+"""The command line, read with Hydra's own parser: mistakes in groups and top-level keys, and which keys to force."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _mistakes(override: Override, known: dict[str, list[str]], top: set[str]) ->
         return [error for choice in _choices(override) for error in _wrong_choice(key, choice, known[key])]
     if first not in top:
         close = nearest(first, top)
-        fix = close + override.input_line.lstrip("+~")[len(first) :] if close else None
+        fix = close + (override.input_line or "").lstrip("+~")[len(first) :] if close else None
         return [ConfigError("unknown group or key", expected=listing(top), where=key, fix=fix)]
     return []
 
