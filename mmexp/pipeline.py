@@ -6,6 +6,7 @@ The same command again continues where it stopped: its stages have names that fo
 from __future__ import annotations
 
 import hashlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,10 +36,25 @@ def body(invocation: Invocation) -> None:
         cfg = compose("train", overrides, invocation.config_dir).cfg
         parent = Path(cfg.paths.outputs) / cfg.name / cfg.stage.name / run_id
         print(f"stage {number} of {len(stages)}: {stage}", flush=True)
-        code = subprocess.run([sys.executable, "-m", "mmexp.train", *own, *overrides], check=False).returncode
+        code = _in_fresh_process([sys.executable, "-m", "mmexp.train", *own, *overrides])
         if code:
             print(f"stage {stage} ended with exit code {code}; the same command continues here", file=sys.stderr)
             raise SystemExit(code)
+
+
+def _in_fresh_process(command: list[str]) -> int:
+    """Exit code of the command. A SIGTERM to the pipeline goes on to it, so that it can save itself.
+
+    A fresh process, because Lightning's child processes copy their parent's arguments and would start the whole
+    pipeline again; and because memory of one stage is no use to the next.
+    """
+    with subprocess.Popen(command) as child:
+        signal.signal(signal.SIGTERM, lambda signum, frame: child.send_signal(signum))
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:  # the terminal sent it to the child too, which saves and ends
+                continue
 
 
 def _digest(overrides: list[str]) -> str:
