@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.assets.make_checkpoints import make_clip, make_llama
-from tests.shared_data import shared_folder
+from tests.shared_data import shared
 
 pytestmark = pytest.mark.slow
 NUM_SAMPLES = 64
@@ -28,18 +28,18 @@ def rows(source: Path, count: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints, and the first 64 records of both stages in the places where the published files lie."""
-    shared = shared_folder()
+    photos = shared()
     root = tmp_path_factory.mktemp("photos")
     make_clip(root / "clip")
-    make_llama(root / "llama", shared / "tokenizers" / "llama2")
-    pretrain = rows(shared / "annotations" / "llava_pretrain.json", NUM_SAMPLES)
-    instruct = rows(shared / "annotations" / "llava_instruct.json", NUM_SAMPLES)
+    make_llama(root / "llama", photos / "tokenizers" / "llama2")
+    pretrain = rows(photos / "annotations" / "llava_pretrain.json", NUM_SAMPLES)
+    instruct = rows(photos / "annotations" / "llava_instruct.json", NUM_SAMPLES)
     places = [("LLaVA-Pretrain", "blip_laion_cc_sbu_558k.json", pretrain), (".", "llava_v1_5_mix665k.json", instruct)]
     for folder, name, records in places:
         base = root / "data" / folder
         for image in {record["image"] for record in records}:
             (base / image).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(shared / image, base / image)
+            shutil.copyfile(photos / image, base / image)
         (base / name).write_text(json.dumps(records), encoding="utf-8")
     return root
 
