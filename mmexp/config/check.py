@@ -19,7 +19,6 @@ from mmexp.config.stage import stage_errors
 from mmexp.config.unset import to_plain
 from mmexp.errors import CheckpointError, ConfigError, MmexpError
 
-
 _T = TypeVar("_T")
 
 

@@ -1,4 +1,4 @@
-"""The launcher of every entry point: command line to configuration, mistakes to one message, sweeps to fresh processes."""
+"""The launcher of every entry point: from the command line to a configuration, one message, or a sweep of processes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ from mmexp.errors import ConfigError, MmexpError
 USER_MISTAKE = 2
 _RUNS = {"train": (), "preview": ("n", "out")}
 """Primary configurations that describe a run, and the keys of their own."""
+_QUIET = (
+    "hydra.searchpath=['file://.']",
+    "hydra.output_subdir=null",
+    "hydra.sweep.subdir=.",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+)
+"""Hydra schedules, and writes nothing of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +103,8 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: str | None =
 
 def _compose(config_name: str, overrides: list[str], folders: list[Path]) -> DictConfig:
     resolvers.register()
-    first, *others = [*folders[1:], folders[0]]  # what the user has goes before what we ship
-    search = ",".join(f"'file://{folder}'" for folder in (*others, Path(".")))
-    with hydra.initialize_config_dir(str(first), version_base="1.3"):
+    search = ",".join(f"'file://{folder}'" for folder in (*folders[1:], Path(".")))
+    with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
         return hydra.compose(config_name, [f"hydra.searchpath=[{search}]", *overrides])
 
 
@@ -138,7 +145,7 @@ def _hand_to_hydra(parsed: argparse.Namespace, config_name: str, module: str, ar
     failed: list[str] = []
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with tempfile.TemporaryDirectory() as scratch:  # Hydra's record of the sweep would hold every override as typed
-        sys.argv = [module, *flags, f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=.", *line.overrides]
+        sys.argv = [module, *flags, *_QUIET, f"hydra.sweep.dir={scratch}", *line.overrides]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(
@@ -176,7 +183,14 @@ def _folders(config_dir: str | None) -> list[Path]:
     folder = Path(config_dir).expanduser().resolve()
     if not folder.is_dir():
         raise ConfigError(f"no such folder: {config_dir}", expected="a folder of groups", where="--config-dir")
-    return [conf_dir(), folder]
+    ours = conf_dir()
+    for file in (file.relative_to(folder) for file in sorted(folder.rglob("*.yaml"))):
+        if (ours / file).is_file():
+            message = f"{file} has the name of one of ours, which goes first"
+            raise ConfigError(
+                message, expected="names of your own", where="--config-dir", fix=f"rename {folder / file}"
+            )
+    return [ours, folder]
 
 
 def _stop(message: str, code: int) -> None:

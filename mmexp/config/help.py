@@ -30,7 +30,7 @@ def help_text(module: str, config_name: str, folders: Sequence[Path]) -> str:
     lines += [
         "  --cfg job            show the composed configuration and stop",
         "  -m key=a,b           one job for each combination, each in a process of its own",
-        "  --config-dir FOLDER  your own choices, in folders named like the groups; they go before ours",
+        "  --config-dir FOLDER  your own choices, in folders named like the groups",
     ]
     if "recipe" in used:
         lines += [

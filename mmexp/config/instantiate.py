@@ -128,7 +128,7 @@ def _imported(target: str, where: str, errors: list[MmexpError]) -> Callable[...
     return found
 
 
-def _construct(target: Callable[..., Any], values: dict[str, Any], where: str, errors: list[MmexpError]) -> Any:
+def _construct(target: Any, values: dict[str, Any], where: str, errors: list[MmexpError]) -> Any:
     if is_dataclass(target) and isinstance(target, type):
         return typed.build_dataclass(target, values, where, errors)
     before = len(errors)

@@ -19,10 +19,14 @@ def parts_dir() -> Path:
 
 
 def groups(conf_dirs: list[Path]) -> dict[str, list[str]]:
-    """Every group with its choices; a choice in a subfolder is written `folder/name`."""
+    """Every group with its choices; a choice in a subfolder is written `folder/name`.
+
+    The choices of `experiments` are in the working directory, which is the repository for who works in a checkout.
+    """
     found: dict[str, set[str]] = {}
     for root in conf_dirs:
         for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
             names = {file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")}
             found.setdefault(folder.name, set()).update(names)
+    found["experiments"] = {file.stem for file in Path("experiments").glob("*.yaml")}
     return {group: sorted(names) for group, names in sorted(found.items())}

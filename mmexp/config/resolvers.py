@@ -10,7 +10,7 @@ from mmexp.config.paths import parts_dir
 
 
 def model_path(hub_id: str, models: str | None = None) -> str:
-    """`${mmexp_model:owner/name,${paths.models}}`: the folder `<models>/owner/name` when it is there, else the hub id."""
+    """`${mmexp_model:owner/name,${paths.models}}`: the folder `<models>/owner/name` if it is there, else the hub id."""
     folder = Path(models).expanduser() / hub_id if models else None
     return str(folder) if folder and folder.is_dir() else hub_id
 

@@ -10,7 +10,7 @@ import inspect
 import json
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -29,7 +29,7 @@ class Parameter:
     required: bool
 
 
-def parameters(target: Callable[..., Any]) -> tuple[dict[str, Parameter], bool]:
+def parameters(target: Any) -> tuple[dict[str, Parameter], bool]:
     """What `target` takes by name, and whether it takes any further name (`**kwargs`)."""
     if dataclasses.is_dataclass(target):
         missing = dataclasses.MISSING
@@ -80,7 +80,7 @@ def build_dataclass(cls: type, values: Mapping[str, Any], where: str, errors: li
     return call(cls, checked, where, errors)
 
 
-def call(target: Callable[..., Any], values: Mapping[str, Any], where: str, errors: list[MmexpError]) -> Any:
+def call(target: Any, values: Mapping[str, Any], where: str, errors: list[MmexpError]) -> Any:
     """`target(**values)`; what it complains about is added to `errors`."""
     try:
         return target(**values)
@@ -98,8 +98,12 @@ def coerce(value: Any, hint: Any, where: str, errors: list[MmexpError]) -> Any:
     if cls := _dataclass_of(hint):
         if isinstance(value, Mapping):
             return build_dataclass(cls, value, where, errors)
-        if isinstance(value, cls):
+        if isinstance(value, cls) or (value is None and hint is not cls):
             return value
+        errors.append(
+            ConfigError(f"{value!r} is {_kind(value)}", expected=f"the settings of {cls.__name__}", where=where)
+        )
+        return UNSET
     adapter = _adapter(hint)
     if adapter is None:
         return value
