@@ -46,7 +46,7 @@ format-check: setup
 
 lint: setup  ## ruff and codespell
 	$(BIN)/ruff check $(CODE)
-	$(BIN)/codespell mmexp conf tests *.md
+	$(BIN)/codespell mmexp conf *.md
 
 type: setup  ## pyright
 	$(BIN)/pyright --warnings

@@ -45,7 +45,9 @@ def understand(texts: Sequence[str], config_name: str, folders: Sequence[Path]) 
         override = _parse(text, known, errors)
         if override is None:
             continue
-        names.add(override.key_or_group)
+        if override.type == OverrideType.CHANGE and override.value() is None and known.get(override.key_or_group) == []:
+            continue  # a group without choices is off already
+        names |= {override.key_or_group} if override.value() is not None else set()
         problems = _mistakes(override, known, top)
         errors += problems
         if not problems:
@@ -93,6 +95,9 @@ def _parse(text: str, known: dict[str, list[str]], errors: list[MmexpError]) -> 
 
 def _forced(text: str, override: Override, known: dict[str, list[str]]) -> str:
     is_plain = override.type == OverrideType.CHANGE and override.key_or_group not in known
+    if not is_plain and override.type == OverrideType.CHANGE and override.value() is None:
+        group = override.key_or_group  # Hydra has no null for a choice
+        return f"{group}=none" if "none" in known[group] else f"~{group}"
     return f"++{text}" if is_plain and not override.key_or_group.startswith("hydra") else text
 
 

@@ -1,0 +1,102 @@
+"""Every shipped choice composes and passes the door, alone and in every recipe, stage and scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmexp.config import check, compose, conf_dir, instantiate
+from mmexp.config.paths import groups
+
+GROUPS = groups([conf_dir()])
+COMPONENTS = [
+    (group, choice)
+    for group in ("encoder", "connector", "llm", "template", "data", "objective", "optim", "trainer", "logger")
+    for choice in GROUPS[group]
+]
+GIVEN = {"llava_json": ["data.path=rows.json"]}
+BENCHMARKS = {"vqa", "caption", "grounding"}
+
+
+@pytest.mark.parametrize("file", sorted(conf_dir().rglob("*.yaml")), ids=lambda file: str(file.relative_to(conf_dir())))
+def test_choices_are_short_and_explained(file: Path) -> None:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= (40 if file.parent == conf_dir() else 30)
+    assert any(line.startswith("# ") and not line.startswith("# @package") for line in lines[:2])
+    assert all(len(line) <= 120 and line.isascii() for line in lines)
+
+
+@pytest.mark.parametrize(("group", "choice"), COMPONENTS, ids="-".join)
+def test_every_choice_builds(group: str, choice: str) -> None:
+    invocation = compose("train", [f"{group}={choice}", *GIVEN.get(choice, [])])
+    built = instantiate(invocation.cfg[group], group, invocation.registered)
+    assert not built if choice == "none" else built is not None
+
+
+@pytest.mark.parametrize("choice", GROUPS["evaluation"])
+def test_every_benchmark_builds(choice: str) -> None:
+    given = [f"evaluation.{choice}.splits.test.path=x.json"] if choice in BENCHMARKS else []
+    invocation = compose("evaluate", ["run=r", f"evaluation={choice}", *given])
+    assert instantiate(invocation.cfg.get("evaluation"), "evaluation", invocation.registered) or choice == "none"
+
+
+@pytest.mark.parametrize("scale", GROUPS["scale"])
+@pytest.mark.parametrize("stage", GROUPS["stage"])
+@pytest.mark.parametrize("recipe", ["null", *GROUPS["recipe"]])
+def test_every_recipe_stage_and_scale_is_right(recipe: str, stage: str, scale: str) -> None:
+    invocation = compose("train", [f"recipe={recipe}", f"stage={stage}", f"scale={scale}"])
+    checked = check(invocation.cfg, invocation.registered)
+    assert checked.spine.stage.name.split("_")[-1] in ("align", "instruct", "lora")
+    data = type(checked.parts["data"].prepare).__name__
+    assert (data == "WorldConfig") == (scale == "shapes")
+
+
+@pytest.mark.parametrize("recipe", GROUPS["recipe"])
+def test_a_recipe_starts_with_its_first_stage_and_lists_what_exists(recipe: str) -> None:
+    checked = compose("train", [f"recipe={recipe}"])
+    assert set(checked.cfg.stages) <= set(GROUPS["stage"])
+    assert checked.cfg.stage.name == checked.cfg.stages[0].replace("/", "_")
+    assert checked.cfg.paper
+
+
+def test_the_numbers_of_llava15() -> None:
+    """Source: LLaVA `scripts/v1_5/pretrain.sh`, `finetune.sh`, `finetune_lora.sh`."""
+    align = compose("train", ["recipe=llava15", "stage=llava15/align"]).cfg
+    tune = compose("train", ["recipe=llava15", "stage=llava15/instruct"]).cfg
+    lora = compose("train", ["recipe=llava15_lora", "stage=llava15/instruct_lora"]).cfg
+    assert (align.stage.lr, align.stage.batch_size, align.stage.epochs) == (1e-3, 256, 1)
+    assert (tune.stage.lr, tune.stage.batch_size, tune.stage.epochs) == (2e-5, 128, 1)
+    assert (align.processor.image_fit, tune.processor.image_fit) == ("crop", "pad")
+    assert (align.template.name, tune.template.name) == ("plain", "vicuna_v1")
+    assert align.stage.policy == {"encoder": "frozen", "connector": "full", "llm": "frozen"}
+    assert tune.stage.policy == {"encoder": "frozen", "connector": "full", "llm": "full"}
+    assert {(c.stage.warmup_ratio, c.stage.weight_decay, c.stage.grad_clip) for c in (align, tune)} == {
+        (0.03, 0.0, None)
+    }
+    assert (lora.stage.lr, lora.stage.lr_by_part, lora.stage.policy.llm) == (2e-4, {"connector": 2e-5}, "lora")
+    assert lora.stage.lora == {"rank": 128, "alpha": 256, "dropout": 0.05, "targets": "all-linear"}
+
+
+def test_the_numbers_of_llava() -> None:
+    """Source: Visual Instruction Tuning, section 5; `scripts/pretrain.sh`."""
+    align = compose("train", ["recipe=llava", "stage=llava/align"]).cfg
+    tune = compose("train", ["recipe=llava", "stage=llava/instruct"]).cfg
+    assert (align.stage.lr, align.stage.batch_size, align.connector.depth) == (2e-3, 128, 1)
+    assert (tune.stage.lr, tune.stage.batch_size, tune.stage.epochs) == (2e-5, 32, 3)
+    assert (align.processor.image_fit, tune.processor.image_fit) == ("crop", "crop")
+    assert (align.template.name, tune.template.name) == ("plain", "llava_v1")
+
+
+def test_the_command_line_beats_everything() -> None:
+    overrides = ["recipe=llava15", "scale=shapes", "encoder=tiny", "data=llava_json", "stage.lr=0.5", "data.path=x"]
+    cfg = compose("train", [*overrides, "template=chatml", "trainer=smoke"]).cfg
+    assert cfg.encoder["_target_"] == "mmexp.encoder.TinyVisionConfig"
+    assert (cfg.stage.lr, cfg.template.name, cfg.trainer.max_steps, cfg.data.path) == (0.5, "chatml", 2, "x")
+
+
+def test_models_may_lie_in_a_folder_of_your_own(tmp_path: Path) -> None:
+    (tmp_path / "lmsys" / "vicuna-7b-v1.5").mkdir(parents=True)
+    cfg = compose("train", ["recipe=llava15", f"paths.models={tmp_path}"]).cfg
+    assert cfg.llm.path == str(tmp_path / "lmsys" / "vicuna-7b-v1.5")
+    assert cfg.encoder.path == "openai/clip-vit-large-patch14-336"
