@@ -207,7 +207,8 @@ def _pieces(item: Item, plan: Plan) -> list[Piece]:
     """The item's tokens as text again, cut where supervision or slots begin and end."""
     slot_of = {run.start + step: (index, run) for index, run in enumerate(item.runs) for step in range(run.length)}
     keys = [
-        (slot_of[at][0] if at in slot_of else None, bool(label != IGNORE)) for at, label in enumerate(item.labels.tolist())
+        (slot_of[at][0] if at in slot_of else None, bool(label != IGNORE))
+        for at, label in enumerate(item.labels.tolist())
     ]
     pieces, ids = [], item.input_ids.tolist()
     for (run, supervised), group in groupby(range(len(ids)), key=keys.__getitem__):
@@ -231,11 +232,25 @@ def plan_rows(exp: Experiment, run: RunDir | None = None) -> list[dict[str, str]
     rows = []
     for modality, branch in plan.inputs.items():
         grid = " x ".join(map(str, branch.spec.grid))
-        rows.append({"part": "encoder", "what": _title(exp, "encoder"), "shape": f"{modality} to {grid} patches x {branch.spec.width}"})
+        rows.append(
+            {
+                "part": "encoder",
+                "what": _title(exp, "encoder"),
+                "shape": f"{modality} to {grid} patches x {branch.spec.width}",
+            }
+        )
         shape = f"{branch.num_soft_tokens} soft tokens x {plan.spec.width}"
         rows.append({"part": "connector", "what": _title(exp, "connector"), "shape": shape})
-    rows.append({"part": "llm", "what": _title(exp, "llm"), "shape": f"{plan.spec.vocab_size} tokens x {plan.spec.width}"})
-    rows.append({"part": "template", "what": plan.template.name, "shape": f"at most {plan.max_length_tokens} tokens, images {plan.image_fit}"})
+    rows.append(
+        {"part": "llm", "what": _title(exp, "llm"), "shape": f"{plan.spec.vocab_size} tokens x {plan.spec.width}"}
+    )
+    rows.append(
+        {
+            "part": "template",
+            "what": plan.template.name,
+            "shape": f"at most {plan.max_length_tokens} tokens, images {plan.image_fit}",
+        }
+    )
     rows.append({"part": "data", "what": _title(exp, "data"), "shape": f"batches of {spine.stage.batch_size}"})
     rows.append({"part": "start", "what": spine.stage.init_from or "base weights", "shape": ""})
     if run is not None:
@@ -300,9 +315,7 @@ def _require_same(saved: Any, plain: Mapping[str, Any], run: RunDir) -> None:
     """A run directory belongs to one configuration; where files lie may differ."""
     ignored = ("paths", "logger", "trainer")
     different = [
-        key
-        for key in sorted(set(saved) | set(plain))
-        if key not in ignored and saved.get(key) != plain.get(key)
+        key for key in sorted(set(saved) | set(plain)) if key not in ignored and saved.get(key) != plain.get(key)
     ]
     if different:
         raise CheckpointError(
@@ -327,5 +340,3 @@ def _example_image(run: RunDir) -> str:
         if image:
             return f" image={image}"
     return ""
-
-

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from mmexp.config import Invocation, launch
 
 HELP = "/image FILE  another picture     /new  forget everything     /exit  (or Ctrl-D)"
@@ -13,26 +11,25 @@ def body(invocation: Invocation) -> None:
     """Reads questions from the terminal (or one from `message=`) and streams answers."""
     from mmexp.assemble import experiment_of_run, finished_run
     from mmexp.config import resolve
-    from mmexp.engine.conversation import Conversation
     from mmexp.engine import setup_logging
+    from mmexp.engine.conversation import Conversation
     from mmexp.llm import Sampling
 
     cfg = resolve(invocation.cfg)
     setup_logging()
     run = finished_run(cfg["run"], "run")
-    exp = experiment_of_run(cfg["run"], invocation.registered, skip=("data", "optim", "trainer", "logger", "evaluation"))
+    exp = experiment_of_run(
+        cfg["run"], invocation.registered, skip=("data", "optim", "trainer", "logger", "evaluation")
+    )
     names = ("temperature", "top_p", "repetition_penalty", "max_new_tokens", "seed")
     talk = Conversation(exp.load_generator(run), Sampling(**{name: cfg[name] for name in names}))
     if cfg["image"] is not None:
         talk.show(cfg["image"])
     if cfg["message"] is not None:
         talk.ask(str(cfg["message"]), lambda text: print(text, end="", flush=True))
-        print()
         return
-    print(HELP, file=sys.stderr)
     while (line := _read()) is not None:
         talk.command_or_question(line, lambda text: print(text, end="", flush=True))
-        print()
 
 
 def _read() -> str | None:

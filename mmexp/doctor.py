@@ -26,7 +26,9 @@ def body(invocation: Invocation) -> None:
     console.print(plan_table([{"token": name, "value": str(value)} for name, value in card.items()], "special tokens"))
     where = f"{spine.paths.outputs}/{spine.name}/{spine.stage.name}/<run_id>"
     steps = spine.stage.max_steps or f"{spine.stage.epochs:g} epochs"
-    console.print(f"steps: {steps}, batch {spine.stage.batch_size}, learning rate {spine.stage.lr:g}, seed {spine.seed}")
+    console.print(
+        f"steps: {steps}, batch {spine.stage.batch_size}, learning rate {spine.stage.lr:g}, seed {spine.seed}"
+    )
     console.print(f"run directory: {where}", soft_wrap=True)
     versions = provenance()["versions"]
     console.print("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()), soft_wrap=True)

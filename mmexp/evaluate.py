@@ -10,8 +10,7 @@ def body(invocation: Invocation) -> None:
     from dataclasses import replace
 
     from mmexp.assemble import experiment_of_run, finished_run
-    from mmexp.config import instantiate
-    from mmexp.config import resolve
+    from mmexp.config import instantiate, resolve
     from mmexp.engine import setup_logging
     from mmexp.engine.log import console
     from mmexp.engine.predict import evaluate_run

@@ -42,9 +42,7 @@ def resolve(path: str, where: str) -> str:
         raise ConfigError(f"no such folder: {path}", where=where, fix="check the path, or give a hub id owner/name")
     if not (folder / "config.json").is_file():
         names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-        raise ConfigError(
-            f"{path} holds {names}", expected="a transformers checkpoint with a config.json", where=where
-        )
+        raise ConfigError(f"{path} holds {names}", expected="a transformers checkpoint with a config.json", where=where)
     return str(folder)
 
 

@@ -30,15 +30,13 @@ def body(invocation: Invocation) -> None:
     run_id = invocation.cfg.run_id or f"pipeline-{_digest(invocation.overrides)}"
     own = ["--config-dir", invocation.config_dir] if invocation.config_dir else []
     parent: Path | None = None
-    for number, stage in enumerate(stages, 1):
+    for _number, stage in enumerate(stages, 1):
         overrides = [*invocation.overrides, f"stage={stage}", f"run_id={run_id}"]
         overrides += [f"stage.init_from={parent}"] if parent else []
         cfg = compose("train", overrides, invocation.config_dir).cfg
         parent = Path(cfg.paths.outputs) / cfg.name / cfg.stage.name / run_id
-        print(f"stage {number} of {len(stages)}: {stage}", flush=True)
         code = _in_fresh_process([sys.executable, "-m", "mmexp.train", *own, *overrides])
         if code:
-            print(f"stage {stage} ended with exit code {code}; the same command continues here", file=sys.stderr)
             raise SystemExit(code)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from mmexp.config import Invocation, launch
 
 
@@ -15,7 +13,6 @@ def body(invocation: Invocation) -> None:
     try:
         train(invocation)
     except Interrupted as stop:
-        print(f"stopped by {stop}; everything is saved, the same run_id or resume=<run> continues", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-CODE = '''
+CODE = """
 from dataclasses import dataclass, replace
 import torch
 from torch import nn
@@ -87,7 +87,7 @@ class MyBenchmark(BenchmarkConfig):
 
     def grade(self, samples, predictions):
         return Graded(scores=tuple(float(len(text)) for text in predictions))
-'''
+"""
 
 CHOICES = {
     "encoder/mine.yaml": "_target_: my_lab.MyEncoder",
@@ -126,14 +126,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_part_of_the_users_own_is_used(lab: Path) -> None:
     run = lab / "outputs" / "lab" / "instruct" / "one"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len(records) == 3 and all(record["train/mine"] == 7.0 for record in records)
+    assert len(records) == 3
+    assert all(record["train/mine"] == 7.0 for record in records)
     manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["derived"]["llm_width"] == 64 and manifest["derived"]["num_samples"] == 12
+    assert manifest["derived"]["llm_width"] == 64
+    assert manifest["derived"]["num_samples"] == 12
     assert {"length", "blind"} <= json.loads((run / "results.json").read_text())["test"]["mine"].keys()
     from safetensors.torch import load_file
 
     weights = load_file(run / "weights" / "connector.safetensors")
-    assert tuple(weights["inner.0.weight"].shape) == (64, 48) and "gate" in weights
+    assert tuple(weights["inner.0.weight"].shape) == (64, 48)
+    assert "gate" in weights
 
 
 def test_the_run_answers_with_the_same_folder_and_is_refused_without(lab: Path) -> None:
@@ -141,7 +144,8 @@ def test_the_run_answers_with_the_same_folder_and_is_refused_without(lab: Path) 
     assert mmexp(*ask, "--config-dir", "my_conf", cwd=lab).returncode == 0
     refused = mmexp(*ask, cwd=lab)
     assert refused.returncode == 2
-    assert "my_lab.MyEncoder" in refused.stderr and "Traceback" not in refused.stderr
+    assert "my_lab.MyEncoder" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_help_lists_the_users_choices(lab: Path) -> None:

@@ -75,10 +75,12 @@ def run(work: Path) -> Path:
     output = first_try.communicate(timeout=120)[0]
     assert first_try.returncode == 143, output[-3000:]
     manifest = json.loads((second / "manifest.json").read_text())
-    assert manifest["status"] == "interrupted" and manifest["step"] < STEPS
+    assert manifest["status"] == "interrupted"
+    assert manifest["step"] < STEPS
     again = subprocess.run(command(work), cwd=work, capture_output=True, text=True, timeout=900, check=False)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
-    assert "already finished" in again.stdout and "continuing from" in again.stdout
+    assert "already finished" in again.stdout
+    assert "continuing from" in again.stdout
     return second
 
 
@@ -113,7 +115,16 @@ def test_its_tokens_are_those_of_the_published_recipe(run: Path, work: Path) -> 
     out = work / "p.jsonl"
     settings = [text for text in command(work)[3:] if not text.startswith(("run_id", "recipe"))]
     done = subprocess.run(
-        [sys.executable, "-m", "mmexp.preview", "recipe=llava15", "stage=llava15/instruct", "n=8", f"out={out}", *settings],
+        [
+            sys.executable,
+            "-m",
+            "mmexp.preview",
+            "recipe=llava15",
+            "stage=llava15/instruct",
+            "n=8",
+            f"out={out}",
+            *settings,
+        ],
         cwd=work,
         capture_output=True,
         text=True,
@@ -123,6 +134,7 @@ def test_its_tokens_are_those_of_the_published_recipe(run: Path, work: Path) -> 
     assert done.returncode == 0, done.stderr[-2000:]
     for line in map(json.loads, out.read_text().splitlines()):
         (medium,) = line["media"]
-        assert medium["length"] == 64 and line["input_ids"][0] == 1
+        assert medium["length"] == 64
+        assert line["input_ids"][0] == 1
         assert all(label == -100 for label in line["labels"][: medium["start"] + 64])
         assert any(label == 2 for label in line["labels"]), "the end of the answer is supervised"

@@ -55,7 +55,12 @@ class MetricsLog(Callback):
         self._reset()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: TrainingModule, outputs: Any, batch: Batch, batch_idx: int  # type: ignore[override]
+        self,
+        trainer: Trainer,
+        pl_module: TrainingModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,  # type: ignore[override]
     ) -> None:
         losses = pl_module.latest
         assert losses is not None
@@ -89,7 +94,9 @@ class MetricsLog(Callback):
         seconds = time.perf_counter() - self._since
         steps = max(trainer.global_step - self._last_step, 1)
         sums = {name: float(value) / max(self._counts[name], 1) for name, value in self._sums.items()}
-        total = sum(module.latest.weights.get(name, 1.0) * value for name, value in sums.items()) if module.latest else 0
+        total = (
+            sum(module.latest.weights.get(name, 1.0) * value for name, value in sums.items()) if module.latest else 0
+        )
         record: dict[str, float] = {"step": trainer.global_step, "train/loss": total}
         if len(sums) > 1:
             record |= {f"train/loss_{name}": value for name, value in sums.items()}

@@ -37,7 +37,10 @@ def load_weights(parts: Mapping[str, nn.Module], run: RunDir) -> Changed:
     manifest = run.manifest()
     if not manifest:
         raise CheckpointError(
-            "no manifest.json", expected="a run directory of mmexp", where=str(run.path), fix="check stage.init_from / run"
+            "no manifest.json",
+            expected="a run directory of mmexp",
+            where=str(run.path),
+            fix="check stage.init_from / run",
         )
     if "weights" not in manifest:
         raise CheckpointError(
@@ -51,6 +54,8 @@ def load_weights(parts: Mapping[str, nn.Module], run: RunDir) -> Changed:
     changed: Changed = {}
     for entry in manifest["weights"]:
         name = entry["part"]
+        if name == "objective" and name not in parts:
+            continue  # heads of a loss: another objective, and inference, have no use for them
         if name not in parts:
             raise CheckpointError(
                 f"weights of a part {name!r}", expected=f"one of {', '.join(parts)}", where=str(run.path)

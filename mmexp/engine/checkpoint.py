@@ -60,7 +60,9 @@ def newest(folder: Path) -> Path | None:
         log.warning("%s is damaged (its hash differs); using the one before", file)
     if files:
         raise CheckpointError(
-            "every checkpoint is damaged", where=str(folder), fix="start again with another run_id, or remove the folder"
+            "every checkpoint is damaged",
+            where=str(folder),
+            fix="start again with another run_id, or remove the folder",
         )
     return None
 

@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
+
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -25,5 +26,9 @@ def setup_logging(file: Path | None = None) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*not have a `val_dataloader`.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*dataloader is not resumable.*",
+        ".*not have a `val_dataloader`.*",
+    ):
         warnings.filterwarnings("ignore", message)

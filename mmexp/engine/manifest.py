@@ -186,7 +186,9 @@ def _git_state() -> dict[str, Any]:
         return {}
 
     def ask(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, check=False
+        ).stdout.strip()
 
     return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
 

@@ -24,9 +24,7 @@ class AdamWCosineConfig:
     min_lr_ratio: float = 0.0
     """Learning rate at the end, as a share of the peak."""
 
-    def build(
-        self, groups: list[dict[str, Any]], num_steps: int, warmup_ratio: float
-    ) -> tuple[Optimizer, LambdaLR]:
+    def build(self, groups: list[dict[str, Any]], num_steps: int, warmup_ratio: float) -> tuple[Optimizer, LambdaLR]:
         """The optimizer over `groups` (see `parameter_groups`) and its schedule over `num_steps` steps."""
         optimizer = AdamW(groups, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
         warmup = math.ceil(num_steps * warmup_ratio)

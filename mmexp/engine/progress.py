@@ -57,9 +57,7 @@ class TrainingProgress(Callback):
             refresh_per_second=4,
         )
         self._bar.start()
-        self._task = self._bar.add_task(
-            self.label, total=trainer.max_steps, completed=trainer.global_step, values=""
-        )
+        self._task = self._bar.add_task(self.label, total=trainer.max_steps, completed=trainer.global_step, values="")
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         step = trainer.global_step

@@ -28,7 +28,9 @@ class WandbConfig:
     def build(self, run_dir: Path, group: str, job_type: str, tags: list[str], config: dict[str, Any]) -> Logger | None:
         online = not self.offline and (bool(os.environ.get("WANDB_API_KEY")) or _has_netrc_key())
         if not online and not self.offline:
-            log.info("no W&B key: logging offline; later `wandb login`, then `wandb sync %s/wandb/offline-run-*`", run_dir)
+            log.info(
+                "no W&B key: logging offline; later `wandb login`, then `wandb sync %s/wandb/offline-run-*`", run_dir
+            )
         try:
             from lightning.pytorch.loggers import WandbLogger
 
@@ -49,7 +51,9 @@ class WandbConfig:
             _ = logger.experiment
             return logger
         except Exception as error:  # a tracker must not stop an experiment; metrics.jsonl is the record
-            log.warning("W&B is off for this run: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
+            log.warning(
+                "W&B is off for this run: %s", str(error).splitlines()[0] if str(error) else type(error).__name__
+            )
             return None
 
 

@@ -45,7 +45,9 @@ class TrainerConfig:
         """Processes of the whole job."""
         return self.devices * self.num_nodes
 
-    def build(self, root: Path, num_steps: int, accumulate: int, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
+    def build(
+        self, root: Path, num_steps: int, accumulate: int, callbacks: list[Callback], loggers: list[Logger]
+    ) -> Trainer:
         """The Trainer for `num_steps` optimizer steps as one Lightning epoch.
 
         Raises:
@@ -79,4 +81,6 @@ class TrainerConfig:
                 **self.extra,
             )
         except (TypeError, ValueError) as error:
-            raise ConfigError(str(error).splitlines()[0], where="trainer", fix="see the Trainer page of Lightning") from error
+            raise ConfigError(
+                str(error).splitlines()[0], where="trainer", fix="see the Trainer page of Lightning"
+            ) from error

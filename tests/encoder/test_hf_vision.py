@@ -86,7 +86,8 @@ def test_squash_keeps_everything_and_restore_undoes_normalisation() -> None:
     image = Image.new("RGB", (40, 20), (10, 200, 30))
     transform = ImageTransform(size_px=28, fit="squash")
     values = transform(image)
-    assert values.shape == (3, 28, 28) and values.dtype == torch.float32
+    assert values.shape == (3, 28, 28)
+    assert values.dtype == torch.float32
     assert transform.restore(values).getpixel((3, 3)) == (10, 200, 30)
 
 

@@ -53,10 +53,12 @@ def test_loss_falls_and_only_what_trains_is_written(make_job: Make) -> None:
     job = make_job(max_steps=12)
     module = run(job)
     values = losses(job)
-    assert len(values) == 12 and values[-1] < 0.8 * values[0]
+    assert len(values) == 12
+    assert values[-1] < 0.8 * values[0]
     assert {file.name for file in job.run.weights.iterdir()} == {"connector.safetensors", "llm.safetensors"}
     manifest = job.run.manifest()
-    assert manifest["status"] == "trained" and manifest["derived"]["soft_tokens"] == {"image": 4}
+    assert manifest["status"] == "trained"
+    assert manifest["derived"]["soft_tokens"] == {"image": 4}
     state = torch.load(newest(job.run.checkpoints), weights_only=True)["state_dict"]
     assert not any(name.startswith("model.inputs.image.encoder") for name in state)
     assert not module.training
@@ -196,4 +198,5 @@ def test_batches_move_to_a_device(make_job: Make) -> None:
     job = make_job()
     items = [job.plan.processor.encode(job.data.build()[index]) for index in (0, 3, 4)]
     batch = Collator(pad_id=job.plan.tokenizer.pad_id)(items).to("meta")
-    assert batch.input_ids.device.type == "meta" and batch.media["image"].device.type == "meta"
+    assert batch.input_ids.device.type == "meta"
+    assert batch.media["image"].device.type == "meta"

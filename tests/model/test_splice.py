@@ -40,7 +40,12 @@ def test_wrong_counts_name_the_sample(lengths: tuple[int, int], message: str) ->
 def test_surplus_media_are_refused() -> None:
     with pytest.raises(SpliceError, match="3 encoded media, 2 laid out"):
         splice(
-            torch.zeros(2, 6, 3), torch.zeros(3, 1, 3), slots(), modality="image", slot_lengths=(1, 1), owners=("a", "b")
+            torch.zeros(2, 6, 3),
+            torch.zeros(3, 1, 3),
+            slots(),
+            modality="image",
+            slot_lengths=(1, 1),
+            owners=("a", "b"),
         )
 
 
@@ -49,7 +54,8 @@ def test_taking_part_changes_nothing_but_the_graph() -> None:
     out = take_part(embeds, soft)
     torch.testing.assert_close(out, embeds, rtol=0, atol=0)
     out.sum().backward()
-    assert soft.grad is not None and soft.grad.abs().sum() == 0
+    assert soft.grad is not None
+    assert soft.grad.abs().sum() == 0
 
 
 def test_left_pad_moves_content_to_the_right_end() -> None:

@@ -33,7 +33,8 @@ def test_leaves_open_and_freeze_whole_parts() -> None:
     parts = apply_policy(net, {"encoder": "frozen", "connector": "full", "llm": "frozen"}, LORA)
     assert trained(parts["encoder"]) == trained(parts["llm"]) == 0
     assert trained(parts["connector"]) == sum(p.numel() for p in parts["connector"].parameters())
-    assert not parts["encoder"].training and parts["connector"].training
+    assert not parts["encoder"].training
+    assert parts["connector"].training
 
 
 def test_a_mapping_reaches_children_and_must_name_them_all() -> None:
@@ -41,7 +42,8 @@ def test_a_mapping_reaches_children_and_must_name_them_all() -> None:
     parts = apply_policy(
         net, {"encoder": "frozen", "connector": {"0": "frozen", "1": "frozen", "2": "full"}, "llm": "frozen"}, LORA
     )
-    assert trained(parts["connector"][0]) == 0 and trained(parts["connector"][2]) > 0
+    assert trained(parts["connector"][0]) == 0
+    assert trained(parts["connector"][2]) > 0
     with pytest.raises(ConfigError, match="1 is not named"):
         apply_policy(model(), {"encoder": "frozen", "connector": {"0": "full", "2": "full"}, "llm": "frozen"}, LORA)
 
@@ -51,18 +53,25 @@ def test_all_mistakes_come_at_once_with_the_nearest_name() -> None:
         apply_policy(model(), {"encodr": "frozen", "connector": "ful", "llm": "frozen"}, LORA)
     text = str(caught.value)
     assert "3 mistakes" in text
-    assert "stage.policy.encoder" in text and "stage.policy.connector=full" in text and "encoder is not named" in text
+    assert "stage.policy.encoder" in text
+    assert "stage.policy.connector=full" in text
+    assert "encoder is not named" in text
 
 
 def test_groups_carry_learning_rates_and_spare_norms_from_decay() -> None:
     net = model()
     parts = apply_policy(net, {"encoder": "frozen", "connector": "full", "llm": "full"}, LORA)
     groups = {group["name"]: group for group in parameter_groups(parts, 2e-5, {"connector": 1e-3}, 0.1)}
-    assert groups["connector"]["lr"] == 1e-3 and groups["llm"]["lr"] == 2e-5
-    assert groups["llm"]["weight_decay"] == 0.1 and groups["llm/no_decay"]["weight_decay"] == 0.0
+    assert groups["connector"]["lr"] == 1e-3
+    assert groups["llm"]["lr"] == 2e-5
+    assert groups["llm"]["weight_decay"] == 0.1
+    assert groups["llm/no_decay"]["weight_decay"] == 0.0
     assert all(p.ndim == 1 for p in groups["llm/no_decay"]["params"])
-    rows = {row.name: row for row in describe(parts, {"encoder": "frozen", "connector": "full", "llm": "full"}, 2e-5, {})}
-    assert rows["encoder"].num_trained == 0 and rows["encoder"].lr == 0
+    rows = {
+        row.name: row for row in describe(parts, {"encoder": "frozen", "connector": "full", "llm": "full"}, 2e-5, {})
+    }
+    assert rows["encoder"].num_trained == 0
+    assert rows["encoder"].lr == 0
     assert sum(len(group["params"]) for group in groups.values()) == sum(p.requires_grad for p in net.parameters())
 
 
@@ -78,7 +87,8 @@ def test_lora_opens_adapters_only_and_peft_reads_the_files(tmp_path: Path) -> No
     net = model()
     parts = apply_policy(net, {"encoder": "frozen", "connector": "full", "llm": "lora"}, LORA)
     names = [name for name, p in parts["llm"].named_parameters() if p.requires_grad]
-    assert names and all("lora_" in name for name in names)
+    assert names
+    assert all("lora_" in name for name in names)
     assert not any("lm_head" in name for name in names)
     for name, parameter in parts["llm"].named_parameters():
         if "lora_B" in name:
