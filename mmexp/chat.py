@@ -26,10 +26,19 @@ def body(invocation: Invocation) -> None:
     if cfg["image"] is not None:
         talk.show(cfg["image"])
     if cfg["message"] is not None:
-        talk.ask(str(cfg["message"]), lambda text: print(text, end="", flush=True))
+        talk.ask(str(cfg["message"]), _say)
+        _say("\n")
         return
+    sys.stderr.write(f"{HELP}\n")
     while (line := _read()) is not None:
-        talk.command_or_question(line, lambda text: print(text, end="", flush=True))
+        talk.command_or_question(line, _say)
+        _say("\n")
+
+
+def _say(text: str) -> None:
+    """Shows a piece of an answer at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _read() -> str | None:

@@ -30,13 +30,15 @@ def body(invocation: Invocation) -> None:
     run_id = invocation.cfg.run_id or f"pipeline-{_digest(invocation.overrides)}"
     own = ["--config-dir", invocation.config_dir] if invocation.config_dir else []
     parent: Path | None = None
-    for _number, stage in enumerate(stages, 1):
+    for number, stage in enumerate(stages, 1):
         overrides = [*invocation.overrides, f"stage={stage}", f"run_id={run_id}"]
         overrides += [f"stage.init_from={parent}"] if parent else []
         cfg = compose("train", overrides, invocation.config_dir).cfg
         parent = Path(cfg.paths.outputs) / cfg.name / cfg.stage.name / run_id
+        _say(f"stage {number} of {len(stages)}: {stage}")
         code = _in_fresh_process([sys.executable, "-m", "mmexp.train", *own, *overrides])
         if code:
+            _say(f"stage {stage} ended with exit code {code}; the same command continues here")
             raise SystemExit(code)
 
 
@@ -53,6 +55,12 @@ def _in_fresh_process(command: list[str]) -> int:
                 return child.wait()
             except KeyboardInterrupt:  # the terminal sent it to the child too, which saves and ends
                 continue
+
+
+def _say(text: str) -> None:
+    """A line of the pipeline's own, on standard error, before the stage's own output."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def _digest(overrides: list[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from mmexp.config import Invocation, launch
 
 
@@ -13,6 +15,7 @@ def body(invocation: Invocation) -> None:
     try:
         train(invocation)
     except Interrupted as stop:
+        sys.stderr.write(f"stopped by {stop}; everything is saved, the same run_id or resume=<run> continues\n")
         raise SystemExit(128 + stop.signum) from None
 
 

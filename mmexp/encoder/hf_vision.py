@@ -90,7 +90,8 @@ class HfVisionConfig:
         """The module with random weights on the current default device: `torch.device('meta')` sizes it for free."""
         config = self._vision_config()
         drop = _FAMILIES[config.model_type] - self._num_prefix(config)
-        return HfVision(_vision_class(config.model_type)(config), self._num_blocks(config), drop=drop)
+        model = _vision_class(config.model_type)(config).to(getattr(torch, self.dtype))
+        return HfVision(model, self._num_blocks(config), drop=drop)
 
     def _vision_config(self) -> PretrainedConfig:
         from transformers import AutoConfig
@@ -110,7 +111,9 @@ class HfVisionConfig:
         size = self.image_size_px or config.image_size
         if size != config.image_size and config.model_type != "dinov2":
             raise ConfigError(
-                f"{size}", expected=f"{config.image_size}, the size of the position table", where="encoder.image_size_px"
+                f"{size}",
+                expected=f"{config.image_size}, the size of the position table",
+                where="encoder.image_size_px",
             )
         if size % config.patch_size and config.model_type != "dinov2":
             size -= size % config.patch_size

@@ -31,9 +31,7 @@ class TinyVisionConfig:
 
     def spec(self) -> EncoderSpec:
         side = self.image_size_px // self.patch_size_px
-        return EncoderSpec(
-            width=self.width, grid=(side, side), item_shape=(3, self.image_size_px, self.image_size_px)
-        )
+        return EncoderSpec(width=self.width, grid=(side, side), item_shape=(3, self.image_size_px, self.image_size_px))
 
     def transform(self, fit: str) -> Callable[[Any], Tensor]:
         return ImageTransform(size_px=self.image_size_px, fit=fit)

@@ -12,6 +12,15 @@ from rich.logging import RichHandler
 
 console = Console(highlight=False)
 
+_HARMLESS = (
+    ".*does not have many workers.*",
+    ".*dataloader is not resumable.*",  # its position is in the data module's state
+    ".*in eval mode at the start of training.*",  # frozen parts are meant to be
+    ".*isinstance\\(treespec.*",
+    ".*lr_scheduler.step.*before.*optimizer.step.*",  # a step that was left out
+)
+"""Warnings of libraries that do not hold for what we do."""
+
 
 def setup_logging(file: Path | None = None) -> None:
     """Sends our log to the terminal and, with `file`, to the run's run.log; rank zero only."""
@@ -26,9 +35,5 @@ def setup_logging(file: Path | None = None) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*dataloader is not resumable.*",
-        ".*not have a `val_dataloader`.*",
-    ):
+    for message in _HARMLESS:
         warnings.filterwarnings("ignore", message)

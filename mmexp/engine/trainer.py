@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class TrainerConfig:
         """
         from lightning.pytorch import Trainer
 
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # importing it has raised the level again
         from mmexp.engine.checkpoint import AtomicCheckpointIO
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

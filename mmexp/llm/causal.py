@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class CausalConfig:
     """A decoder-only LLM by hub id or local folder, loaded with `AutoModelForCausalLM`."""
@@ -73,7 +72,7 @@ class CausalConfig:
 
     def empty(self) -> CausalLlm:
         """The module with random weights on the current default device: `torch.device('meta')` sizes it for free."""
-        return empty_llm(self._config())
+        return empty_llm(self._config(), getattr(torch, self.dtype))
 
     def _config(self) -> PretrainedConfig:
         from transformers import AutoConfig
@@ -95,11 +94,11 @@ def spec_of(config: PretrainedConfig) -> LlmSpec:
     )
 
 
-def empty_llm(config: PretrainedConfig) -> CausalLlm:
-    """A model of that architecture with fresh weights."""
+def empty_llm(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> CausalLlm:
+    """A model of that architecture with fresh weights; the dtype written in the config says how files are stored."""
     from transformers import AutoModelForCausalLM
 
-    return CausalLlm(AutoModelForCausalLM.from_config(config, attn_implementation=attention.register()))
+    return CausalLlm(AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.register()))
 
 
 class CausalLlm(nn.Module):

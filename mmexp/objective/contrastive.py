@@ -49,7 +49,9 @@ class Contrastive(nn.Module):
         self.max_length, self.max_scale, self.newline = config.max_line_tokens, config.max_scale, newline
         self.embedding = nn.Embedding(vocab_size, width)
         self.positions = nn.Parameter(torch.randn(config.max_line_tokens, width) * 0.02)
-        self.text = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
+        self.text = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width)
+        )
         self.patches = nn.Linear(encoder_width, width)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         nn.init.normal_(self.embedding.weight, std=0.1)

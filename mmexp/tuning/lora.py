@@ -34,7 +34,10 @@ def add_lora(module: nn.Module, settings: LoraSettings, where: str) -> list[Mmex
     if not hasattr(module, "model"):
         return [
             ConfigError(
-                "lora on a part that is no pretrained transformer", expected="frozen or full", where=where, fix=f"{where}=full"
+                "lora on a part that is no pretrained transformer",
+                expected="frozen or full",
+                where=where,
+                fix=f"{where}=full",
             )
         ]
     module.requires_grad_(False)

@@ -32,9 +32,7 @@ class TrainedPart:
     """Peak learning rate; 0 when nothing of the part trains."""
 
 
-def apply_policy(
-    model: MultimodalModel, policy: Mapping[str, PolicyTree], lora: LoraSettings
-) -> dict[str, nn.Module]:
+def apply_policy(model: MultimodalModel, policy: Mapping[str, PolicyTree], lora: LoraSettings) -> dict[str, nn.Module]:
     """Freezes, opens and adapts the parts of `model` in place; returns the parts by name.
 
     A string covers its subtree; a mapping must name every child. Frozen modules are put in eval mode once, and
@@ -78,7 +76,10 @@ def _name_errors(tree: PolicyTree, names: list[str], where: str) -> Iterator[Mme
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             yield ConfigError(
-                f"no part {name!r}", expected=", ".join(names), where=where, fix=f"{where}.{close[0]}" if close else None
+                f"no part {name!r}",
+                expected=", ".join(names),
+                where=where,
+                fix=f"{where}.{close[0]}" if close else None,
             )
     for name in names:
         if name not in tree:
