@@ -2,8 +2,8 @@
 
     python experiments/step_overhead.py [STEPS] [ROUNDS]
 
-Both run the same model, batches, loss, clipping, optimizer and schedule in one process, in turns; one thread and process
-CPU time, so that other work on the machine counts little. Losses are compared first.
+Both run the same model, batches, loss, clipping, optimizer and schedule in one process, in turns; one thread and
+process CPU time, so that other work on the machine counts little. Losses are compared first.
 """
 
 from __future__ import annotations

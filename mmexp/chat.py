@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from mmexp.config import Invocation, launch
 
 HELP = "/image FILE  another picture     /new  forget everything     /exit  (or Ctrl-D)"

@@ -7,9 +7,10 @@ from mmexp.config import Invocation, launch
 
 def body(invocation: Invocation) -> None:
     """Shapes, tokens, what trains, where it goes and versions; every mistake of the configuration at once."""
-    from mmexp.assemble import experiment, show_plan, show_trained
+    from mmexp.assemble import experiment
     from mmexp.engine import console, provenance, setup_logging
     from mmexp.hub import published
+    from mmexp.present import show_plan, show_trained
     from mmexp.report import plan_table
     from mmexp.tuning import LoraSettings, apply_policy, describe
 

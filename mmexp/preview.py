@@ -13,9 +13,10 @@ def body(invocation: Invocation) -> None:
     import json
     from pathlib import Path
 
-    from mmexp.assemble import experiment, preview_items
+    from mmexp.assemble import experiment
     from mmexp.config import resolve
     from mmexp.engine import console, setup_logging
+    from mmexp.present import preview_items
     from mmexp.report import preview_sheet, token_view
 
     setup_logging()

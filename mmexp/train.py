@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from mmexp.config import Invocation, launch
 
 
 def body(invocation: Invocation) -> None:
     """Everything heavy is imported here, so that `--cfg job` and `--help` answer at once."""
-    from mmexp.assemble import train
     from mmexp.engine import Interrupted
 
     try:
@@ -17,6 +17,31 @@ def body(invocation: Invocation) -> None:
     except Interrupted as stop:
         sys.stderr.write(f"stopped by {stop}; everything is saved, the same run_id or resume=<run> continues\n")
         raise SystemExit(128 + stop.signum) from None
+
+
+def train(invocation: Invocation) -> None:
+    """The whole of a stage. A run that was finished before is left as it is."""
+    from mmexp.assemble import experiment
+    from mmexp.engine import Generator, console, fit, setup_logging
+    from mmexp.engine.job import peak_memory_mb
+    from mmexp.engine.predict import evaluate_run
+    from mmexp.present import finish, show_plan, show_trained
+    from mmexp.report import write_report
+
+    started = time.monotonic()
+    setup_logging()
+    exp = experiment(invocation)
+    _ = exp.plan.processor  # tokenizer and template must fit before anything is written
+    run = exp.open_run()
+    if run.finished:
+        console.print(f"already finished: {run.path}", soft_wrap=True)
+        return
+    setup_logging(run.path / "run.log")
+    show_plan(exp, run)
+    module = fit(exp.job(run), show_trained)
+    results = evaluate_run(Generator(module.model, exp.plan), exp.benchmarks, run)
+    run.update_manifest(status="finished", wall_s=round(time.monotonic() - started, 1), peak_memory_mb=peak_memory_mb())
+    finish(run, results, write_report(run.path))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,13 @@ def test_readme_commands_run_in_order(tmp_path: Path) -> None:
         if words[1] in SMALLER and "-m" not in words[2:]:
             extra = extra + FEWER
         done = subprocess.run(
-            [sys.executable, *words, *extra], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900, check=False
+            [sys.executable, *words, *extra],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
     run = tmp_path / "outputs" / "llava15" / "llava15_instruct" / "tour"

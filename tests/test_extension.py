@@ -1,4 +1,4 @@
-"""A user's own encoder, connector, LLM, data, objective and benchmark, from a package and a conf folder of their own."""
+"""A user's own encoder, connector, LLM, data, objective and benchmark, from a package and a conf folder."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ class Colours:
 
     def __getitem__(self, index):
         image = Medium(source=Image.new("RGB", (30, 30), (20 * index, 0, 0)))
-        turns = (Turn(role="user", parts=(image, Text(text="Dark?"))), Turn(role="assistant", parts=(Text(text="yes"),)))
-        return Sample(id=str(index), turns=turns, dataset="colours")
+        question = Turn(role="user", parts=(image, Text(text="Dark?")))
+        answer = Turn(role="assistant", parts=(Text(text="yes"),))
+        return Sample(id=str(index), turns=(question, answer), dataset="colours")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,8 @@ def run(work: Path) -> Path:
     first_try = subprocess.Popen(command(work), cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 900
     while max(losses(second), default=0) < STEPS // 3:
-        assert first_try.poll() is None and time.monotonic() < deadline, first_try.communicate()[0][-3000:]
+        assert first_try.poll() is None, first_try.communicate()[0][-3000:]
+        assert time.monotonic() < deadline, "stage 2 did not get that far"
         time.sleep(0.2)
     first_try.send_signal(signal.SIGTERM)
     output = first_try.communicate(timeout=120)[0]

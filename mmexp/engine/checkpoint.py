@@ -112,7 +112,7 @@ def check_state(saved: Mapping[str, torch.Tensor], module: nn.Module) -> None:
             "; ".join(lines),
             expected="the tensors that train in this run",
             where="checkpoint",
-            fix="resume with the configuration that wrote it; to go on from its weights only, use stage.init_from=<run>",
+            fix="resume with the configuration that wrote it; for its weights only, stage.init_from=<run>",
         )
 
 

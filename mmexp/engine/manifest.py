@@ -100,13 +100,13 @@ class RunDir:
                 holder = json.loads(file.read_text(encoding="utf-8"))
             except ValueError:
                 holder = {}
-            if holder.get("host") == socket.gethostname() and holder.get("pid") != os.getpid():
-                if _alive(holder.get("pid", -1)):
-                    raise CheckpointError(
-                        f"process {holder['pid']} is working on this run since {holder.get('since')}",
-                        where=str(self.path),
-                        fix="wait for it, end it, or start another run with run_id=<new>",
-                    )
+            here = holder.get("host") == socket.gethostname() and holder.get("pid") != os.getpid()
+            if here and _alive(holder.get("pid", -1)):
+                raise CheckpointError(
+                    f"process {holder['pid']} is working on this run since {holder.get('since')}",
+                    where=str(self.path),
+                    fix="wait for it, end it, or start another run with run_id=<new>",
+                )
         write_json(file, {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()})
         return file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class Graded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(ABC):
     """One benchmark as data. A subclass names its `primary` metric and grades.
 
     Samples end with an assistant turn, which is the answer; `meta` may hold `type` (a word that figures are broken
@@ -62,9 +63,9 @@ class BenchmarkConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"{value}", expected="at least 1", where=f"evaluation.*.{key}")
 
+    @abstractmethod
     def grade(self, samples: Sequence[Sample], predictions: Sequence[str]) -> Graded:
         """A score for every prediction, and figures of all of them together."""
-        raise NotImplementedError
 
     def majority(self, samples: Sequence[Sample]) -> list[str]:
         """For each sample the answer given most often to questions of its type, in these very samples.

@@ -71,7 +71,8 @@ def _grid(frame: _Frame, x_ticks: list[float], y_ticks: list[float], y_label: st
     middle = (_TOP + floor) / 2
     parts.append(f'<text class="axis" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">step</text>')
     parts.append(
-        f'<text class="axis" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+        f'<text class="axis" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
+        f"{escape(y_label)}</text>"
     )
     return "".join(parts)
 
@@ -101,7 +102,8 @@ def _hover(frame: _Frame, series: Mapping[str, Points]) -> str:
 
 def _legend(names: list[str]) -> str:
     entries = (
-        f'<span><svg class="key" viewBox="0 0 18 8"><line class="line s{i % 6} d{i // 6 % 2}" x1="0" x2="18" y1="4" y2="4"/>'
+        f'<span><svg class="key" viewBox="0 0 18 8">'
+        f'<line class="line s{i % 6} d{i // 6 % 2}" x1="0" x2="18" y1="4" y2="4"/>'
         f"</svg>{escape(name)}</span>"
         for i, name in enumerate(names)
     )

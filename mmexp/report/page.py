@@ -160,7 +160,8 @@ def _samples(groups: Mapping[str, Iterable[Entry]]) -> Iterator[str]:
     for name, entries in groups.items():
         entries = list(entries)
         boxed = any(entry.target_box for entry in entries)
-        key = '<p class="legend"><span class="k target">target box</span><span class="k predicted">predicted box</span></p>'
+        key = '<p class="legend"><span class="k target">target box</span>'
+        key += '<span class="k predicted">predicted box</span></p>'
         cards = "".join(map(entry_html, entries))
         yield f'<h3>{escape(name)}</h3>{key if boxed else ""}<div class="cards">{cards}</div>'
 

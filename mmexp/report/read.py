@@ -1,4 +1,4 @@
-"""A run directory as plain values. What is missing or damaged reads as empty: a report of half a run is still useful."""
+"""A run directory as plain values. What is missing or damaged reads as empty: a report of half a run is useful."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_published_plan_needs_no_file() -> None:
 
 def test_unknown_hub_id_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises((ConfigError, CheckpointError), match="llm.path"):
+    with pytest.raises((ConfigError, CheckpointError), match=r"llm\.path"):
         CausalConfig(path="nobody/nothing-here").spec()
 
 
