@@ -17,6 +17,7 @@ _HARMLESS = (
     ".*dataloader is not resumable.*",  # its position is in the data module's state
     ".*in eval mode at the start of training.*",  # frozen parts are meant to be
     ".*isinstance\\(treespec.*",
+    ".*smaller than the logging interval.*",  # our own callback writes metrics
     ".*lr_scheduler.step.*before.*optimizer.step.*",  # a step that was left out
 )
 """Warnings of libraries that do not hold for what we do."""
@@ -35,5 +36,9 @@ def setup_logging(file: Path | None = None) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if not console.is_terminal:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message)
