@@ -54,8 +54,8 @@ def lines(scene: Scene, rng: Random) -> list[str]:
     """Short statements: what there is, where its edges are, and how many of each."""
     result = [f"{scene.background} background", _number(len(scene.things), "object")]
     for thing in scene.things:
-        left, top, right, bottom = (f"{0.05 * round(value / 5):.2f}" for value in thing.box)
-        result += [thing.full, thing.pair, f"{thing.noun} {thing.place}", f"{thing.colour} object {thing.place}"]
+        left, top, right, bottom = (f"{value / 100:.2f}" for value in thing.box)
+        result += [thing.full, thing.pair]
         result.append(f"{rng.choice((thing.noun, thing.pair))} across [{left}, {right}]")
         result.append(f"{rng.choice((thing.noun, thing.pair))} down [{top}, {bottom}]")
     shapes = Counter(thing.name for thing in scene.things if thing.kind == "shape")
