@@ -29,7 +29,8 @@ def preview_items(exp: Experiment, count: int) -> tuple[list[dict[str, Any]], li
         runs = [vars(run) for run in item.runs]
         ids, labels = item.input_ids.tolist(), item.labels.tolist()
         lines.append({"id": item.id, "input_ids": ids, "labels": labels, "media": runs})
-        images = [plan.transforms[m].restore(value) for m, values in item.media.items() for value in values]
+        transforms: Any = plan.transforms  # image transforms can also undo themselves
+        images = [transforms[m].restore(value) for m, values in item.media.items() for value in values]
         slots = sum(run.length for run in item.runs)
         counts = f"{len(ids)} tokens, {slots} slots, {item.num_supervised} supervised"
         entries.append(PreviewEntry(id=item.id, images=images, pieces=_pieces(item, plan), counts=counts))

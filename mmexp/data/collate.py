@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mmexp.contracts import IGNORE, Batch, Item
 from mmexp.data.dataset import Dropped
@@ -27,7 +27,7 @@ class Collator:
     """
 
     pad_id: int
-    row: Literal["flat", "padded"] = "flat"
+    row: str = "flat"
 
     def __post_init__(self) -> None:
         """Raises ConfigError for an unknown row layout."""

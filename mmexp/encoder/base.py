@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mmexp.contracts import EncoderSpec
+    from mmexp.encoder.transform import Fit
 
 
 class EncoderConfig(Protocol):
@@ -18,7 +19,7 @@ class EncoderConfig(Protocol):
         """Width and patch grid."""
         ...
 
-    def transform(self, fit: str) -> Callable[[Any], Tensor]:
+    def transform(self, fit: Fit) -> Callable[[Any], Tensor]:
         """Picklable function from one raw medium to the values of one item; for images float32[3, S, S]."""
         ...
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from mmexp import hub
 from mmexp.contracts import EncoderSpec
-from mmexp.encoder.transform import CLIP_MEAN, CLIP_STD, ImageTransform
+from mmexp.encoder.transform import CLIP_MEAN, CLIP_STD, Fit, ImageTransform
 from mmexp.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class HfVisionConfig:
             item_shape=(3, size, size),
         )
 
-    def transform(self, fit: str) -> Callable[[Any], Tensor]:
+    def transform(self, fit: Fit) -> Callable[[Any], Tensor]:
         config = self._vision_config()
         mean, std = _NORMALISATION[config.model_type]
         return ImageTransform(size_px=self._size(config), fit=fit, **self._published_normalisation(mean, std))
@@ -158,7 +158,7 @@ class HfVision(nn.Module):
         super().__init__()
         blocks = repeated_blocks(model)
         del blocks[num_blocks:]
-        self.model = model
+        self.model: Any = model  # transformers' models share no useful static type
         self.drop = drop
 
     def forward(self, values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from mmexp.contracts import EncoderSpec
 from mmexp.encoder.hf_vision import HfVision
-from mmexp.encoder.transform import ImageTransform
+from mmexp.encoder.transform import Fit, ImageTransform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ class TinyVisionConfig:
         side = self.image_size_px // self.patch_size_px
         return EncoderSpec(width=self.width, grid=(side, side), item_shape=(3, self.image_size_px, self.image_size_px))
 
-    def transform(self, fit: str) -> Callable[[Any], Tensor]:
+    def transform(self, fit: Fit) -> Callable[[Any], Tensor]:
         return ImageTransform(size_px=self.image_size_px, fit=fit)
 
     def build(self) -> HfVision:

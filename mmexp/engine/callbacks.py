@@ -54,7 +54,7 @@ class MetricsLog(Callback):
         self._last_step = trainer.global_step
         self._reset()
 
-    def on_train_batch_end(
+    def on_train_batch_end(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         trainer: Trainer,
         pl_module: TrainingModule,
@@ -86,8 +86,9 @@ class MetricsLog(Callback):
     def close(self) -> None:
         """Ends metrics.jsonl and writes the same as metrics.csv."""
         if getattr(self, "_stream", None) is not None:
-            self._stream.close()
-            self._stream = None
+            stream, self._stream = self._stream, None
+            assert stream is not None
+            stream.close()
             write_csv(self.file)
 
     def _write(self, trainer: Trainer, module: TrainingModule, report: Any) -> None:

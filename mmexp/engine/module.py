@@ -63,8 +63,6 @@ class TrainingModule(LightningModule):
         init_from: Finished run whose weights come before the policy is applied; None starts from the base weights.
     """
 
-    strict_loading = False
-
     def __init__(
         self,
         plan: Plan,
@@ -74,6 +72,7 @@ class TrainingModule(LightningModule):
         init_from: RunDir | None = None,
     ) -> None:
         super().__init__()
+        self.strict_loading = False  # a checkpoint holds only what trains; `check_state` compares exactly
         self.plan, self.recipe, self.init_from = plan, recipe, init_from
         self._objective_config, self._optim = objective, optim
         self.model: MultimodalModel | None = None
@@ -128,7 +127,7 @@ class TrainingModule(LightningModule):
         factor = reference * self.recipe.accumulate * world / max(total, 1)
         if factor != 1.0:
             gradients = [p.grad for p in self._trained() if p.grad is not None]
-            torch._foreach_mul_(gradients, factor)
+            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
         self._window = (0, 0)
 
     def configure_gradient_clipping(

@@ -59,7 +59,7 @@ class TrainingProgress(Callback):
         self._bar.start()
         self._task = self._bar.add_task(self.label, total=trainer.max_steps, completed=trainer.global_step, values="")
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # type: ignore[override]
         step = trainer.global_step
         if step == self._shown:
             return

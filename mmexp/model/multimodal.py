@@ -64,7 +64,7 @@ class MultimodalModel(nn.Module):
         """Embeddings float[B, T, D] with soft tokens in their slots, and per modality float[M, N, D]."""
         embeds = self.llm.embed(batch.input_ids)
         soft: dict[str, Tensor] = {}
-        for modality, branch in self.inputs.items():
+        for modality, branch in self._branches():
             if modality in batch.media:
                 soft[modality] = branch(batch.media[modality])
                 embeds = splice(
@@ -100,10 +100,13 @@ class MultimodalModel(nn.Module):
             scores.append(-float(functional.cross_entropy(logits, labels[chosen], reduction="sum")))
         return scores
 
+    def _branches(self) -> list[tuple[str, Branch]]:
+        return list(self.inputs.items())  # type: ignore[arg-type]
+
     def parts(self) -> dict[str, nn.Module]:
         """The trees that a policy speaks of: `encoder`, `connector` (of images), `<modality>.encoder`, ..., `llm`."""
         parts: dict[str, nn.Module] = {}
-        for modality, branch in self.inputs.items():
+        for modality, branch in self._branches():
             prefix = "" if modality == "image" else f"{modality}."
             parts |= {f"{prefix}encoder": branch.encoder, f"{prefix}connector": branch.connector}
         return parts | {"llm": self.llm}

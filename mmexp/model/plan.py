@@ -17,6 +17,7 @@ from mmexp.prompt import ChatTemplate, Processor, SegmentTokenizer
 if TYPE_CHECKING:
     from mmexp.connector import ConnectorConfig
     from mmexp.encoder import EncoderConfig
+    from mmexp.encoder.transform import Fit
     from mmexp.llm import LlmConfig
 
 
@@ -49,7 +50,7 @@ class Plan:
     inputs: Mapping[str, InputPlan]
     llm: LlmConfig
     template: ChatTemplate
-    image_fit: str = "crop"
+    image_fit: Fit = "crop"
     """How pictures become squares: crop, pad or squash."""
     max_length_tokens: int = 2048
     """Longest sample in tokens, soft tokens included."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -64,7 +64,8 @@ class Contrastive(nn.Module):
     def forward(self, model: MultimodalModel, batch: Batch) -> Losses:
         """Loss sums over pairs that are true, in both directions; the count is the number of such pairs."""
         ids, true = self.lines(batch)
-        features = model.inputs["image"].encoder(batch.media["image"])
+        encoder: Any = model.inputs["image"].encoder
+        features = encoder(batch.media["image"])
         similarity = self.similarity(features, ids.to(features.device))
         true = true.to(features.device)
         others = similarity.masked_fill(true, float("-inf"))

@@ -30,7 +30,7 @@ Points = list[tuple[float, float]]
 def draw_image(scene: Scene) -> Image.Image:
     """The picture of a scene, RGB, `SIDE` pixels square."""
     scale = SIDE * OVERSAMPLE / 100
-    image = Image.new("RGB", (SIDE * OVERSAMPLE,) * 2, RGB[scene.background])
+    image = Image.new("RGB", (SIDE * OVERSAMPLE, SIDE * OVERSAMPLE), RGB[scene.background])
     draw = ImageDraw.Draw(image)
     for thing in scene.things:
         box = tuple(value * scale for value in thing.box)

@@ -27,7 +27,7 @@ class LoraSettings:
     """`all-linear` (every linear layer but the output head), or names of modules."""
 
 
-def add_lora(module: nn.Module, settings: LoraSettings, where: str) -> list[MmexpError]:
+def add_lora(module: Any, settings: LoraSettings, where: str) -> list[MmexpError]:
     """Freezes `module`, a part that wraps a transformers model, and adds adapters to it in place."""
     from peft import inject_adapter_in_model
 
@@ -50,7 +50,7 @@ def add_lora(module: nn.Module, settings: LoraSettings, where: str) -> list[Mmex
     return []
 
 
-def adapter_state(module: nn.Module) -> dict[str, torch.Tensor]:
+def adapter_state(module: Any) -> dict[str, torch.Tensor]:
     """The adapter's tensors, keyed as peft saves them."""
     from peft import get_peft_model_state_dict
 
@@ -58,7 +58,7 @@ def adapter_state(module: nn.Module) -> dict[str, torch.Tensor]:
     return {f"base_model.model.{key}": tensor.detach().cpu().contiguous() for key, tensor in state.items()}
 
 
-def save_adapter(module: nn.Module, folder: Path) -> None:
+def save_adapter(module: Any, folder: Path) -> None:
     """Writes adapter_config.json and adapter_model.safetensors, which peft alone can load."""
     from safetensors.torch import save_file
 
@@ -67,7 +67,7 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
     save_file(adapter_state(module), folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def merge_adapter(module: nn.Module, folder: Path) -> None:
+def merge_adapter(module: Any, folder: Path) -> None:
     """Loads an adapter folder into the part and folds it into the part's own weights."""
     from peft import PeftModel
 
@@ -90,7 +90,7 @@ def _peft_config(settings: dict[str, Any]) -> LoraConfig:
     )
 
 
-def _linear_names(model: nn.Module) -> list[str]:
+def _linear_names(model: Any) -> list[str]:
     """Last names of all linear layers except the output head, as LLaVA's `find_all_linear_names` gives them."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     names = {
