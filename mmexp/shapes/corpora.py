@@ -8,11 +8,13 @@ from random import Random
 
 from mmexp.shapes.rows import Row, conversation, image_row, talk
 from mmexp.shapes.scenes import Scene
-from mmexp.shapes.talk import caption, question_turns, words
+from mmexp.shapes.talk import question_turns, words
 from mmexp.shapes.tasks import Turn, plural
 
-WRITE_PROMPT = "Write down a scene and a caption for it."
 PAIRS_PROMPT = "List what is true of the picture."
+
+COARSE = 5
+"""Hundredths of the canvas that edges are rounded to in lines: a text as fine as 0.01 is too rare to be contrasted."""
 
 PLAIN: tuple[Turn, ...] = (
     ("Hello!", "Hello! You can ask me about a picture."),
@@ -35,9 +37,7 @@ def text_row(scene: Scene) -> Row:
     described = words(scene, rng)
     if draw < 0.02:
         name, before, turns = "plain", "", rng.sample(PLAIN, 2)
-    elif draw < 0.12:
-        name, before, turns = "write", "", [(WRITE_PROMPT, f"{described}\n{caption(scene, rng)}")]
-    elif draw < 0.3:
+    elif draw < 0.7:
         name, before, turns = "questions", described, question_turns(scene, rng, turns=10)
     else:
         (name, turns), before = talk(scene, "text-talk"), described
@@ -54,7 +54,7 @@ def lines(scene: Scene, rng: Random) -> list[str]:
     """Short statements: what there is, where its edges are, and how many of each."""
     result = [f"{scene.background} background", _number(len(scene.things), "object")]
     for thing in scene.things:
-        left, top, right, bottom = (f"{value / 100:.2f}" for value in thing.box)
+        left, top, right, bottom = (f"{round(value / COARSE) * COARSE / 100:.2f}" for value in thing.box)
         result += [thing.full, thing.pair]
         result.append(f"{rng.choice((thing.noun, thing.pair))} across [{left}, {right}]")
         result.append(f"{rng.choice((thing.noun, thing.pair))} down [{top}, {bottom}]")

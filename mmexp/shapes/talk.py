@@ -100,15 +100,11 @@ def chat_turns(scene: Scene, rng: Random, turns: int = 3) -> list[Turn]:
 
 
 def words(scene: Scene, rng: Random) -> str:
-    """The scene written down instead of painted, in changing order and form: what a text-only model learns from."""
-    style = rng.randrange(3)
+    """The scene written down instead of painted, in changing order: what a text-only model learns from."""
+    box_first = rng.random() < 0.4
     parts = []
     for thing in rng.sample(scene.things, len(scene.things)):
-        values = [thing.size, thing.colour, thing.noun]
-        if style == 1:
-            rng.shuffle(values)
-        text = " ".join(values)
-        parts.append(f"{box_text(thing)} {text}" if style == 2 else f"{text} {box_text(thing)}")
+        parts.append(f"{box_text(thing)} {thing.full}" if box_first else f"{thing.full} {box_text(thing)}")
     parts.insert(rng.choice((0, len(parts))), f"{scene.background} background")
     return "; ".join(parts)
 
