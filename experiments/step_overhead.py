@@ -23,7 +23,7 @@ from mmexp.data import Collator, LlavaJsonConfig, MultimodalDataModule
 from mmexp.encoder import TinyVisionConfig
 from mmexp.engine import AdamWCosineConfig, RunDir, StageJob, TrainerConfig, fit
 from mmexp.engine import job as job_module
-from mmexp.engine.module import _mix
+from mmexp.engine.module import _mix, _seed
 from mmexp.llm import TinyLlmConfig
 from mmexp.model import InputPlan, Plan
 from mmexp.objective import NextTokenConfig
@@ -104,7 +104,7 @@ def bare(job: StageJob, steps: int) -> tuple[float, float]:
     for step in range(steps):
         if step == WARM_UP:
             began = time.process_time()
-        torch.manual_seed(_mix(0, step))
+        _seed(_mix(0, step), torch.device("cpu"))
         losses = objective(model, next(batches))
         loss = losses.sums["lm"] / losses.counts["lm"]
         optimizer.zero_grad()
@@ -125,7 +125,7 @@ def trained(job: StageJob) -> tuple[float, float]:
             super().on_train_batch_end(trainer, pl_module, *args)
             if trainer.global_step in (WARM_UP, trainer.max_steps):
                 marks.append(time.process_time())
-                self.last = float(pl_module.latest.sums["lm"]) / pl_module.latest.counts["lm"]
+                self.last = float(pl_module.latest.sums["lm"].detach()) / pl_module.latest.counts["lm"]
 
     clock = Clock()
     job_module._callbacks = lambda j, s: [c if not isinstance(c, job_module.MovedCheck) else clock for c in make(j, s)]

@@ -11,14 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmexp.config import Invocation, compose, launch
+from mmexp.config import Checked, Invocation, check, compose, launch
 from mmexp.errors import ConfigError
 
 OWN_KEYS = ("stage", "resume", "stage.init_from")
 
 
 def body(invocation: Invocation) -> None:
-    """Composes every stage before the first one starts; the last stage's figures are the result."""
+    """Checks every stage before the first one starts; the last stage's figures are the result."""
     stages = list(invocation.cfg.stages)
     if not stages:
         raise ConfigError("no stages", expected="a recipe that lists its stages", where="stages", fix="recipe=llava15")
@@ -35,8 +35,8 @@ def body(invocation: Invocation) -> None:
     for stage in stages:
         overrides = [*settings, f"stage={stage}", f"run_id={run_id}"]
         overrides += [f"stage.init_from={parent}"] if parent else []
-        cfg = compose("train", overrides, invocation.config_dir).cfg
-        parent = Path(cfg.paths.outputs) / cfg.name / cfg.stage.name / run_id
+        spine = _checked(stage, overrides, invocation.config_dir).spine
+        parent = Path(spine.paths.outputs) / spine.name / spine.stage.name / run_id
         commands.append(overrides)
     for number, (stage, overrides) in enumerate(zip(stages, commands, strict=True), 1):
         _say(f"stage {number} of {len(stages)}: {stage}")
@@ -44,6 +44,16 @@ def body(invocation: Invocation) -> None:
         if code:
             _say(f"stage {stage} ended with exit code {code}; the same command continues here")
             raise SystemExit(code)
+
+
+def _checked(stage: str, overrides: list[str], config_dir: str | None) -> Checked:
+    """The configuration of one stage. A mistake in the last stage must not wait until the first one has trained."""
+    composed = compose("train", overrides, config_dir)
+    try:
+        return check(composed.cfg, composed.registered)
+    except ConfigError:
+        _say(f"stage {stage} cannot run, so nothing was started")
+        raise
 
 
 def _in_fresh_process(command: list[str]) -> int:

@@ -136,6 +136,17 @@ def test_mistakes_get_one_clear_answer(folder: Path, args: list[str], words: lis
         assert word in err
 
 
+def test_a_mistake_in_the_last_stage_is_said_before_the_first_one_starts(folder: Path) -> None:
+    (folder / "my_conf" / "stage").mkdir(parents=True)
+    wrong = "# @package _global_\ndefaults:\n  - /stage/instruct\nstage: {name: wrong, weight_decay: much}\n"
+    (folder / "my_conf" / "stage" / "wrong.yaml").write_text(wrong)
+    code, _, err = command("mmexp.pipeline", "--config-dir", "my_conf", *TINY, "stages=[align,wrong]", cwd=folder)
+    assert code == 2, err
+    for word in ("stage wrong cannot run", "stage.weight_decay", "much"):
+        assert word in err
+    assert not (folder / "outputs").exists()
+
+
 def test_a_full_disk_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10 * 2**20})())
     with pytest.raises(DataError, match=r"10 MB free.*(\n.*)*paths\.outputs"):

@@ -112,7 +112,7 @@ class TrainingModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        torch.manual_seed(_mix(self.recipe.seed, datamodule.position))
+        _seed(_mix(self.recipe.seed, datamodule.position), self.device)
         losses = self.objective(self.model, batch)
         self.latest = losses
         datamodule.advance(batch)
@@ -187,6 +187,17 @@ class TrainingModule(LightningModule):
         if not hasattr(self, "_trained_parameters"):
             self._trained_parameters = [p for p in self.parameters() if p.requires_grad]
         return self._trained_parameters
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seeds the generators that a step may draw from: the CPU's and its own device's.
+
+    `torch.manual_seed` would also note the call for every kind of accelerator that is not in use, with a formatted
+    stack each: 2 ms a step under the Trainer, and a list that grows for ever.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _mix(seed: int, position: int) -> int:

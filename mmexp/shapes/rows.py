@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
@@ -74,17 +76,22 @@ def instruct_row(scene: Scene) -> Row:
     return image_row(scene, f"instruct-{name}", turns, type=name)
 
 
+CLOSED = {"existence": 2, "comparison": 2, "relation": 4}
+"""Question types with few possible answers, and how many: in a benchmark each answer is right equally often."""
+
+
 def vqa_rows(seed: int, split: str, per_type: int) -> Iterator[Row]:
     """`per_type` single questions of every type, each about a picture of its own."""
     index = 0
     for kind in QUESTIONS:
-        found = 0
-        while found < per_type:
+        found: Counter[str] = Counter()
+        most = math.ceil(per_type / CLOSED.get(kind, 1))
+        while found.total() < per_type:
             scene = draw_scene(seed, split, index)
             index += 1
             question = _question(scene, kind)
-            if question is not None:
-                found += 1
+            if question is not None and found[question.answer] < most:
+                found[question.answer] += 1
                 turns = [(question.text + SUFFIX, question.answer)]
                 yield image_row(scene, "vqa", turns, type=kind, targets=[question.answer])
 

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from mmexp.shapes.corpora import lines, pair_row, text_row
-from mmexp.shapes.rows import TALKS, conversation, instruct_row, vqa_rows
+from mmexp.shapes.rows import CLOSED, TALKS, conversation, instruct_row, vqa_rows
 from mmexp.shapes.scenes import HELD_OUT, draw_scene
 from mmexp.shapes.talk import captions, listing, question_turns
 from mmexp.shapes.tasks import APART, QUESTIONS, SUFFIX, ask, box_text, refer
@@ -113,13 +113,19 @@ def test_training_holds_every_kind_of_conversation() -> None:
 def test_text_rows_need_no_picture() -> None:
     rows = [text_row(draw_scene(0, "text", index)) for index in range(300)]
     assert not any("image" in row or "<image>" in str(row) for row in rows)
-    assert {"plain", "write", *TALKS} == {row["type"] for row in rows}
+    assert {"plain", *TALKS} == {row["type"] for row in rows}
 
 
 def test_lines_about_a_picture_are_complete() -> None:
     found = set(lines(scene_of(CIRCLE, SQUARE), Random(0)))
     assert {"2 objects", "1 circle", "1 blue object", "small red circle", "white background"} <= found
     assert len([line for line in found if "across" in line]) == 2
+
+
+@pytest.mark.parametrize(("kind", "number"), CLOSED.items())
+def test_closed_questions_of_a_benchmark_have_every_answer_equally_often(kind: str, number: int) -> None:
+    rows = [row for row in vqa_rows(0, "heldout_images", 4 * number) if row["type"] == kind]
+    assert set(Counter(row["targets"][0] for row in rows).values()) == {4}
 
 
 def test_vqa_rows_of_unseen_combinations_ask_about_them() -> None:
