@@ -38,7 +38,7 @@ def text_row(scene: Scene) -> Row:
     if draw < 0.02:
         name, before, turns = "plain", "", rng.sample(PLAIN, 2)
     elif draw < 0.7:
-        name, before, turns = "questions", described, question_turns(scene, rng, turns=10)
+        name, before, turns = "questions", described, question_turns(scene, rng)
     else:
         (name, turns), before = talk(scene, "text-talk"), described
     said = conversation(before, turns)

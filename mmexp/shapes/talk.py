@@ -46,7 +46,7 @@ def caption_turns(scene: Scene, rng: Random) -> list[Turn]:
     return [(rng.choice(CAPTION_PROMPTS), caption(scene, rng))]
 
 
-def question_turns(scene: Scene, rng: Random, turns: int = 6) -> list[Turn]:
+def question_turns(scene: Scene, rng: Random, turns: int = 10) -> list[Turn]:
     """Several different short questions of mixed types; the first says how to answer."""
     asked: dict[str, str] = {}
     for _ in range(turns * 3):
@@ -56,7 +56,7 @@ def question_turns(scene: Scene, rng: Random, turns: int = 6) -> list[Turn]:
     return [(text + SUFFIX * (number == 0), answer) for number, (text, answer) in enumerate(asked.items())]
 
 
-def box_turns(scene: Scene, rng: Random, turns: int = 4) -> list[Turn]:
+def box_turns(scene: Scene, rng: Random, turns: int = 6) -> list[Turn]:
     """From words to a box and from a box to words."""
     result: list[Turn] = []
     for thing in rng.sample(scene.things, len(scene.things)):

@@ -36,7 +36,7 @@ class WorldConfig:
     """Another seed is another world of the same kind."""
     align_rows: int = 3000
     """Pictures with captions, for the alignment stage."""
-    instruct_rows: int = 7000
+    instruct_rows: int = 12000
     """Conversations, for the instruction stage, each about a picture of its own."""
     vqa_per_type: int = 70
     """Questions of each type on held-out pictures; half as many on held-out combinations."""
