@@ -8,7 +8,7 @@ from random import Random
 
 from mmexp.shapes.rows import Row, conversation, image_row, talk
 from mmexp.shapes.scenes import Scene
-from mmexp.shapes.talk import question_turns, words
+from mmexp.shapes.talk import box_turns, question_turns, words
 from mmexp.shapes.tasks import Turn, plural
 
 PAIRS_PROMPT = "List what is true of the picture."
@@ -37,8 +37,10 @@ def text_row(scene: Scene) -> Row:
     described = words(scene, rng)
     if draw < 0.02:
         name, before, turns = "plain", "", rng.sample(PLAIN, 2)
-    elif draw < 0.7:
+    elif draw < 0.55:
         name, before, turns = "questions", described, question_turns(scene, rng)
+    elif draw < 0.8:
+        name, before, turns = "boxes", described, box_turns(scene, rng)
     else:
         (name, turns), before = talk(scene, "text-talk"), described
     said = conversation(before, turns)

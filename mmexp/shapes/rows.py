@@ -18,6 +18,7 @@ from mmexp.shapes.talk import (
     captions,
     chat_turns,
     detail_turns,
+    located,
     question_turns,
 )
 from mmexp.shapes.tasks import QUESTIONS, SUFFIX, Question, Turn, ask, box_text, refer
@@ -32,6 +33,10 @@ TALKS: dict[str, tuple[Callable[[Scene, Random], list[Turn]], int]] = {
     "chat": (chat_turns, 10),
 }
 """Per kind of conversation how to hold it, and its share of the training rows in percent."""
+
+
+LOCATED = 0.3
+"""Share of the alignment captions that say where things are. Without them nothing about places would be aligned."""
 
 
 def image_path(scene: Scene) -> str:
@@ -55,9 +60,10 @@ def conversation(before: str, turns: list[Turn]) -> list[dict[str, str]]:
 
 
 def align_row(scene: Scene) -> Row:
-    """A picture and its caption; the question is there for templates that use one."""
+    """A picture and its caption, some with boxes; the question is there for templates that use one."""
     rng = scene.rng("align")
-    return image_row(scene, "align", [(rng.choice(CAPTION_PROMPTS), caption(scene, rng))])
+    text = located(scene) if rng.random() < LOCATED else caption(scene, rng)
+    return image_row(scene, "align", [(rng.choice(CAPTION_PROMPTS), text)])
 
 
 def talk(scene: Scene, purpose: str) -> tuple[str, list[Turn]]:

@@ -41,6 +41,11 @@ def caption(scene: Scene, rng: Random) -> str:
     return rng.choice(captions(scene))
 
 
+def located(scene: Scene) -> str:
+    """A caption that also says where: every thing from left to right with its box."""
+    return "; ".join(f"{thing.full} {box_text(thing)}" for thing in scene.things)
+
+
 def caption_turns(scene: Scene, rng: Random) -> list[Turn]:
     """An instruction to write a caption, and the caption."""
     return [(rng.choice(CAPTION_PROMPTS), caption(scene, rng))]
@@ -101,10 +106,7 @@ def chat_turns(scene: Scene, rng: Random, turns: int = 3) -> list[Turn]:
 
 def words(scene: Scene, rng: Random) -> str:
     """The scene written down instead of painted, in changing order: what a text-only model learns from."""
-    box_first = rng.random() < 0.4
-    parts = []
-    for thing in rng.sample(scene.things, len(scene.things)):
-        parts.append(f"{box_text(thing)} {thing.full}" if box_first else f"{thing.full} {box_text(thing)}")
+    parts = [f"{thing.full} {box_text(thing)}" for thing in rng.sample(scene.things, len(scene.things))]
     parts.insert(rng.choice((0, len(parts))), f"{scene.background} background")
     return "; ".join(parts)
 

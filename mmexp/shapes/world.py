@@ -34,7 +34,7 @@ class WorldConfig:
     """Folder to render into; it belongs to the world and is replaced when the settings change."""
     seed: int = 0
     """Another seed is another world of the same kind."""
-    align_rows: int = 3000
+    align_rows: int = 8000
     """Pictures with captions, for the alignment stage."""
     instruct_rows: int = 12000
     """Conversations, for the instruction stage, each about a picture of its own."""
