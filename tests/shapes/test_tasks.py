@@ -92,8 +92,8 @@ def test_boxes_are_written_as_in_llava() -> None:
 
 def test_several_short_questions_in_one_conversation() -> None:
     turns = question_turns(draw_scene(0, "train", 3), Random(0))
-    assert len(turns) == 6
-    assert len({question for question, _ in turns}) == 6
+    assert len(turns) == 10
+    assert len({question for question, _ in turns}) == 10
     assert turns[0][0].endswith(SUFFIX)
     assert not any(question.endswith(SUFFIX) for question, _ in turns[1:])
 
