@@ -1,4 +1,4 @@
-"""Gives the numbers of a language part an order: writes a copy in which the embeddings of `0.00` to `1.00` start anew as
+"""Orders the numbers of a language part: writes a copy in which the embeddings of `0.00` to `1.00` start anew as
 waves of their value, so that close numbers have close embeddings (and, as the tables are tied, close logits).
 
     python experiments/order_numbers.py FOLDER OUT

@@ -1,4 +1,4 @@
-"""Writes the vision part of the shapes world as it is before training: a small CLIP vision transformer in CLIP's format.
+"""Writes the vision part of the shapes world as it is before training: a small vision transformer in CLIP's format.
 
     python experiments/start_vision.py OUT
 
