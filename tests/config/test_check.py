@@ -63,7 +63,8 @@ def test_null_and_none_switch_a_choice_off(off: str) -> None:
     invocation = run(f"evaluation={off}", f"encoder={off}", f"connector={off}", "recipe=null", "experiments=null")
     checked = check(invocation.cfg, invocation.registered)
     assert (checked.parts["evaluation"], checked.parts["encoder"]) == ({}, None)
-    assert checked.spine.stage.batch_size == 32  # no recipe, so no published size
+    stage = checked.spine.stage
+    assert stage.batch_size == stage.twin["batch_size"]  # no recipe, so no published size
 
 
 @pytest.mark.parametrize(
