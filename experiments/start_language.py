@@ -1,40 +1,88 @@
-"""Writes the language part of the shapes world as it is before training: a small Llama in Llama's format, and the
-tokenizer of the part that ships.
+"""Writes the language part of the shapes world as it is before training: a tokenizer, and a small Llama in Llama's format.
 
     python experiments/start_language.py OUT
 
-A language model this small spends most of its training before it finds out that looking things up pays. So each token
-starts by looking at tokens that are like it and adding what they carry: queries equal keys, values times output is a
-share of the identity, input and output embeddings are one table (the idea of Trockman and Kolter 2023, Mimetic
-Initialization of Self-Attention Layers, with the sign that copies).
+A language model this small spends most of its training before it finds out that looking things up pays. So it starts
+with two habits (the idea of Trockman and Kolter 2023, Mimetic Initialization of Self-Attention Layers, with the sign
+that copies): each token looks at tokens that are like it and adds what they carry (queries equal keys, values times
+output is a share of the identity, input and output embeddings are one table), and numbers are waves of their value, so
+that close numbers are alike.
 """
 
 from __future__ import annotations
 
-import shutil
+import math
+import re
 import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WIDTH, HEADS, LAYERS, HIDDEN, VOCABULARY = 128, 4, 4, 352, 947
-QUERY_KEY_SCALE, VALUE_OUTPUT_SCALE, NOISE = 1.0, 0.4, 0.02
-SHIPPED = Path(__file__).parents[1] / "mmexp" / "shapes" / "parts" / "language"
+from mmexp.config import check, compose, conf_dir, registered_targets
+from mmexp.shapes import draw_scene
+from mmexp.shapes.corpora import text_row
+from mmexp.shapes.rows import align_row, instruct_row
+
+WIDTH, HEADS, LAYERS, HIDDEN = 128, 4, 4, 352
+QUERY_KEY_SCALE, VALUE_OUTPUT_SCALE, NOISE, SPREAD = 1.0, 0.4, 0.02, 0.04
+
+NUMBERS = (r" ?\[[01]\.\d\d, ", r"[01]\.\d\d", r", [01]\.\d\d", r", [01]\.\d\d\]")
+"""How the four edges of a box are cut out of `[0.12, 0.34, 0.56, 0.78]`: each edge has number tokens of its own, so
+that a left edge is never taken for a right one."""
+WORDS = r" ?[A-Za-z]+| ?\d| ?[^\sA-Za-z\d]+|\s+(?!\S)|\s+"
+FREQUENCIES = (0.5, 1.0, 2.0, 4.0)
+SPECIAL = ("<pad>", "<s>", "</s>")
 
 
-def build(seed: int = 0) -> LlamaForCausalLM:
+def texts(count: int = 4000) -> Iterator[str]:
+    """What the tokenizer is trained on: conversations of every kind, and every number in every place."""
+    template = check(compose("train", ["experiments=shapes_language"]).cfg, registered_targets([conf_dir()]))
+    yield template.parts["template"].system
+    for index in range(count):
+        scene = draw_scene(0, "text", index)
+        for row in (text_row(scene), align_row(scene), instruct_row(scene)):
+            for turn in row["conversations"]:
+                yield from (turn["value"], f" USER: {turn['value']}", f" ASSISTANT: {turn['value']}")
+    for value in range(0, 101, 2):
+        number = f"{value / 100:.2f}"
+        yield from [f" [{number}, {number}, {number}, {number}]"] * 50
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE that gives every word and every number one token."""
+    pattern = "|".join((NUMBERS[0], NUMBERS[3], NUMBERS[2], NUMBERS[1], WORDS))
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2000, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
+    backend.train_from_iterator(texts(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build(words: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
     """The model with its initial weights."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCABULARY,
+            vocab_size=len(words),
             hidden_size=WIDTH,
             intermediate_size=HIDDEN,
             num_hidden_layers=LAYERS,
             num_attention_heads=HEADS,
             max_position_embeddings=1024,
-            initializer_range=0.04,
+            initializer_range=SPREAD,
             tie_word_embeddings=True,
             pad_token_id=0,
             bos_token_id=1,
@@ -44,6 +92,7 @@ def build(seed: int = 0) -> LlamaForCausalLM:
     with torch.no_grad():
         for layer in model.model.layers:
             mimic(layer.self_attn)
+        order(model.get_input_embeddings().weight, [words.decode([token]) for token in range(len(words))])
     return model
 
 
@@ -62,11 +111,26 @@ def mimic(attention: torch.nn.Module) -> None:
     attention.o_proj.weight.copy_(near(values.T))
 
 
+def order(table: torch.Tensor, tokens: list[str]) -> None:
+    """Makes numbers waves of their value, each of the four places of a box in directions of its own."""
+    waves = 2 * len(FREQUENCIES)
+    directions = torch.linalg.qr(torch.randn(WIDTH, WIDTH))[0].T
+    for place, pattern in enumerate(NUMBERS):
+        ids = [token for token, text in enumerate(tokens) if re.fullmatch(pattern, text)]
+        values = torch.tensor([float(tokens[token].strip(" [],")) for token in ids])[:, None]
+        angles = 2 * math.pi * values * torch.tensor(FREQUENCIES)
+        own = directions[place * (waves + 1) : (place + 1) * (waves + 1)]
+        table[ids] = (torch.cat([torch.sin(angles), torch.cos(angles), torch.full_like(values, 1.5)], 1) @ own) * (
+            SPREAD * (WIDTH / (len(FREQUENCIES) + 1.5**2)) ** 0.5
+        )
+
+
 def main(out: str) -> None:
     """Writes config.json, model.safetensors and the tokenizer to `out`."""
-    build().save_pretrained(out)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(SHIPPED / name, out)
+    words = tokenizer()
+    build(words).save_pretrained(out)
+    words.save_pretrained(out)
+    print(f"{len(words)} tokens, written to {out}")
 
 
 if __name__ == "__main__":

@@ -108,6 +108,8 @@ class RunConfig:
     """Stage choices that `mmexp.pipeline` runs in order."""
     seed: int = 0
     """Seed of data order, connector weights and dropout."""
+    world_seed: int = 0
+    """Which shapes world: settings are chosen in another one (1, 2, ...) than the one they are reported on (0)."""
     run_id: str | None = None
     """Last folder of the run; null makes a new one, an existing one is continued."""
     resume: str | None = None
@@ -140,6 +142,8 @@ class EvaluateConfig:
     """Benchmark name to its node; none given takes those of the run."""
     splits: tuple[str, ...] | None = None
     """Only these splits; null takes all."""
+    world_seed: int = 0
+    """Which shapes world, where `evaluation=` names its benchmarks."""
     limit: int | None = None
     """At most this many samples of a split; null takes all."""
     paths: PathsConfig = field(default_factory=PathsConfig)

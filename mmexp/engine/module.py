@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BAD_STEPS_IN_A_ROW = 5
+_NOTES = frozenset({"_current_fx_name", "latest", "last_norm", "_window", "_window_ids", "_bad_in_a_row"})
+"""Attributes that change several times a step and never hold a tensor of the module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,13 @@ class TrainingModule(LightningModule):
         self._bad_in_a_row = 0
         self._window = (0, 0)
         self._window_ids: list[str] = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch compares every value with what a module may hold; Lightning notes the name of a hook 50 times a step
+        if name in _NOTES:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def configure_model(self) -> None:
         if self.model is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from mmexp.errors import ConfigError
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
+
+_NOTHING = nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,13 @@ class TrainerConfig:
             ConfigError: Lightning does not know an argument or a value.
         """
         from lightning.pytorch import Trainer
+        from lightning.pytorch.profilers import PassThroughProfiler
+
+        class NoProfiler(PassThroughProfiler):
+            """Lightning asks for a context about 80 times a step; one that does nothing need not be made anew."""
+
+            def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]
+                return _NOTHING
 
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # importing it has raised the level again
         from mmexp.engine.checkpoint import AtomicCheckpointIO
@@ -80,7 +90,7 @@ class TrainerConfig:
                 use_distributed_sampler=False,
                 limit_val_batches=0,
                 log_every_n_steps=10**9,
-                **self.extra,
+                **({"profiler": NoProfiler()} | dict(self.extra)),
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(

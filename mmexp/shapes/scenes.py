@@ -12,12 +12,18 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SIDES = {"small": (20, 24), "large": (34, 40)}
 """Side of a thing in hundredths of the canvas, per size word; the two ranges lie clearly apart."""
+STEP = 2
+"""Hundredths of the canvas that every edge is a multiple of: half as many numbers, each seen twice as often. Only the
+pictures that the vision part learns from stand anywhere."""
 BACKGROUNDS = ("white", "grey")
 
 HELD_OUT = frozenset(
     {("red", "star"), ("green", "cross"), ("blue", "triangle"), ("yellow", "ring"), ("purple", "square")}
 )
 """Colour-shape pairs that no training picture and no training text contains. Every colour and every shape occurs."""
+
+PRETRAIN = "pretrain"
+"""The split that the vision part learns from."""
 
 COMBOS = "heldout_combos"
 """The split whose pictures contain at least one pair of `HELD_OUT`; no other split contains any."""
@@ -100,7 +106,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     may_overlap = rng.random() < 0.25
     for number in range(wanted):
         identity = ("shape", forced[1], forced[0]) if forced and not number else _identity(rng, split, things)
-        thing = _placed(rng, identity, things, may_overlap)
+        thing = _placed(rng, identity, things, may_overlap, 1 if split == PRETRAIN else STEP)
         if thing is not None:
             things.append(thing)
     things.sort(key=lambda thing: (thing.centre, thing.box))
@@ -124,16 +130,19 @@ def _identity(rng: Random, split: str, things: list[Thing]) -> tuple[str, str, s
             return kind, name, colour
 
 
-def _placed(rng: Random, identity: tuple[str, str, str], things: list[Thing], may_overlap: bool) -> Thing | None:
-    """The thing at a free place, or None when the canvas is too full for it."""
+def _placed(
+    rng: Random, identity: tuple[str, str, str], things: list[Thing], may_overlap: bool, step: int
+) -> Thing | None:
+    """The thing at a free place, or None when the canvas is too full for it. Its edges are multiples of `step`."""
     kind, name, colour = identity
     crowded = sum(thing.size == "large" for thing in things) >= 2
     for _ in range(40):
         size = "small" if crowded else rng.choice(tuple(SIDES))
-        height = width = rng.randint(*SIDES[size])
+        smallest, largest = SIDES[size]
+        height = width = rng.randrange(smallest, largest + 1, step)
         if kind != "shape":
-            width = round(height * COLUMNS / ROWS)
-        left, top = rng.randint(1, 99 - width), rng.randint(1, 99 - height)
+            width = step * round(height * COLUMNS / ROWS / step)
+        left, top = rng.randrange(step, 100 - width, step), rng.randrange(step, 100 - height, step)
         box = (left, top, left + width, top + height)
         shares = [overlap_share(box, thing.box) for thing in things]
         if max(shares, default=0.0) <= (0.12 if may_overlap else 0.0):

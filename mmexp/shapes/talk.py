@@ -14,7 +14,11 @@ CAPTION_PROMPTS = (
 )
 DETAIL_PROMPTS = ("Describe the image in detail.", "Give a detailed description of the picture.")
 FIND_PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: {}"
+LIST_PROMPT = "List all objects with their bounding boxes."
 NAME_PROMPT = "Please provide a short description for this region: {}"
+
+LISTED = 0.3
+"""Share of the conversations about boxes that begin with a list of all."""
 
 _FRAMES = ("{}.", "There is {}.", "A picture of {}.", "The image shows {}.", "{} on a # background.")
 _NUMBERS = ("", "a", "two", "three", "four")
@@ -62,7 +66,7 @@ def question_turns(scene: Scene, rng: Random, turns: int = 10) -> list[Turn]:
 
 
 def box_turns(scene: Scene, rng: Random, turns: int = 6) -> list[Turn]:
-    """From words to a box and from a box to words."""
+    """From words to a box and from a box to words; at times all boxes at once."""
     result: list[Turn] = []
     for thing in rng.sample(scene.things, len(scene.things)):
         phrase = refer(scene, thing, rng)
@@ -71,7 +75,7 @@ def box_turns(scene: Scene, rng: Random, turns: int = 6) -> list[Turn]:
         if not phrase or rng.random() < 0.5:
             result.append((NAME_PROMPT.format(box_text(thing)), thing.full))
     rng.shuffle(result)
-    return result[:turns]
+    return [(LIST_PROMPT, located(scene))] * (rng.random() < LISTED) + result[:turns]
 
 
 def detail_turns(scene: Scene, rng: Random) -> list[Turn]:

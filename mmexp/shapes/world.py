@@ -17,7 +17,7 @@ from mmexp.errors import DataError
 from mmexp.shapes.corpora import pair_row, text_row
 from mmexp.shapes.render import draw_image
 from mmexp.shapes.rows import Row, align_row, caption_rows, grounding_rows, image_path, instruct_row, vqa_rows
-from mmexp.shapes.scenes import COMBOS, draw_scene
+from mmexp.shapes.scenes import COMBOS, PRETRAIN, draw_scene
 
 STAMP = "world.json"
 """Says what a folder was rendered from. A folder without it was not rendered by us, or not completely."""
@@ -126,7 +126,7 @@ class WorldConfig:
         if self.pretrain_text_rows:
             files["pretrain_text"] = simple(text_row, "text", self.pretrain_text_rows)
         if self.pretrain_pair_rows:
-            files["pretrain_pairs"] = simple(pair_row, "pretrain", self.pretrain_pair_rows)
+            files["pretrain_pairs"] = simple(pair_row, PRETRAIN, self.pretrain_pair_rows)
         return files
 
     def _stamp(self) -> dict[str, Any]:
