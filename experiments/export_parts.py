@@ -2,8 +2,8 @@
 
     python experiments/export_parts.py RUN OUT
 
-RUN is a finished run of `experiments=shapes_vision` or `experiments=shapes_language`. What is no weight (tokenizer,
-normalisation) is taken over from the folder that the run started from.
+RUN is a finished run of `experiments=shapes_vision` or `experiments=shapes_language`. What it did not load (tokenizer,
+normalisation, layers behind the one that is used) is taken over from the folder that it started from.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+
+from safetensors.torch import load_file, save_file
 
 from mmexp.assemble import experiment_of_run, finished_run
 from mmexp.config import conf_dir, registered_targets
@@ -26,10 +28,14 @@ def main(run: str, out: str) -> None:
     load_weights(model.parts(), finished_run(run, "run"))
     name = {"vision": "encoder", "language": "llm"}[exp.checked.spine.stage.name]
     model.parts()[name].model.half().save_pretrained(out)
+    start = Path(exp.checked.parts[name].path)
+    weights = Path(out) / "model.safetensors"
+    unused = {key: value.half() for key, value in load_file(start / weights.name).items()}
+    save_file(unused | load_file(weights), weights, metadata={"format": "pt"})
+    weights.chmod(0o644)
     for file in KEPT:
-        source = Path(exp.checked.parts[name].path) / file
-        if source.is_file():
-            shutil.copy(source, out)
+        if (start / file).is_file():
+            shutil.copy(start / file, out)
 
 
 if __name__ == "__main__":

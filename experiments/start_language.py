@@ -1,4 +1,4 @@
-"""Writes the language part of the shapes world as it is before training: a tokenizer, and a small Llama in Llama's format.
+"""Writes the language part of the shapes world as it is before training: a small Llama and its tokenizer, as files.
 
     python experiments/start_language.py OUT
 
@@ -22,15 +22,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mmexp.config import check, compose, conf_dir, registered_targets
 from mmexp.shapes import draw_scene
-from mmexp.shapes.corpora import text_row
-from mmexp.shapes.rows import align_row, instruct_row
+from mmexp.shapes.corpora import TEXT_SHARES, text_row
+from mmexp.shapes.rows import align_row, image_row, talk
 
 WIDTH, HEADS, LAYERS, HIDDEN = 128, 4, 4, 352
-QUERY_KEY_SCALE, VALUE_OUTPUT_SCALE, NOISE, SPREAD = 1.0, 0.4, 0.02, 0.04
+QUERY_KEY_SCALE, VALUE_OUTPUT_SCALE, NOISE, SPREAD, KIND = 1.0, 0.4, 0.02, 0.04, 1.5
 
 NUMBERS = (r" ?\[[01]\.\d\d, ", r"[01]\.\d\d", r", [01]\.\d\d", r", [01]\.\d\d\]")
 """How the four edges of a box are cut out of `[0.12, 0.34, 0.56, 0.78]`: each edge has number tokens of its own, so
 that a left edge is never taken for a right one."""
+EDGES = (" left ", " top ", " right ", " bottom ")
+"""What stands before the same four numbers in a record of a thing."""
 WORDS = r" ?[A-Za-z]+| ?\d| ?[^\sA-Za-z\d]+|\s+(?!\S)|\s+"
 FREQUENCIES = (0.5, 1.0, 2.0, 4.0)
 SPECIAL = ("<pad>", "<s>", "</s>")
@@ -42,20 +44,28 @@ def texts(count: int = 4000) -> Iterator[str]:
     yield template.parts["template"].system
     for index in range(count):
         scene = draw_scene(0, "text", index)
-        for row in (text_row(scene), align_row(scene), instruct_row(scene)):
+        for row in (
+            text_row(scene),
+            align_row(scene),
+            image_row(scene, "talk", talk(scene, "instruct", TEXT_SHARES)[1]),
+        ):
             for turn in row["conversations"]:
                 yield from (turn["value"], f" USER: {turn['value']}", f" ASSISTANT: {turn['value']}")
     for value in range(0, 101, 2):
         number = f"{value / 100:.2f}"
-        yield from [f" [{number}, {number}, {number}, {number}]"] * 50
+        yield from [f" [{number}, {number}, {number}, {number}]", *(f"{edge}{number}" for edge in EDGES)] * 50
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE that gives every word and every number one token."""
-    pattern = "|".join((NUMBERS[0], NUMBERS[3], NUMBERS[2], NUMBERS[1], WORDS))
+    edges = rf" ?(?:{'|'.join(edge.strip() for edge in EDGES)}) [01]\.\d\d"
+    pattern = "|".join((edges, NUMBERS[0], NUMBERS[3], NUMBERS[2], NUMBERS[1], WORDS))
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -112,17 +122,17 @@ def mimic(attention: torch.nn.Module) -> None:
 
 
 def order(table: torch.Tensor, tokens: list[str]) -> None:
-    """Makes numbers waves of their value, each of the four places of a box in directions of its own."""
-    waves = 2 * len(FREQUENCIES)
+    """Makes numbers waves of their value, each of the four edges of a box in directions of its own."""
+    width = 2 * len(FREQUENCIES) + 2
     directions = torch.linalg.qr(torch.randn(WIDTH, WIDTH))[0].T
-    for place, pattern in enumerate(NUMBERS):
-        ids = [token for token, text in enumerate(tokens) if re.fullmatch(pattern, text)]
-        values = torch.tensor([float(tokens[token].strip(" [],")) for token in ids])[:, None]
-        angles = 2 * math.pi * values * torch.tensor(FREQUENCIES)
-        own = directions[place * (waves + 1) : (place + 1) * (waves + 1)]
-        table[ids] = (torch.cat([torch.sin(angles), torch.cos(angles), torch.full_like(values, 1.5)], 1) @ own) * (
-            SPREAD * (WIDTH / (len(FREQUENCIES) + 1.5**2)) ** 0.5
-        )
+    scale = SPREAD * (WIDTH / (len(FREQUENCIES) + KIND**2)) ** 0.5
+    for edge, patterns in enumerate(zip(NUMBERS, EDGES, strict=True)):
+        own = directions[edge * width : (edge + 1) * width] * scale
+        for kind, pattern in enumerate((patterns[0], patterns[1] + NUMBERS[1])):
+            ids = [token for token, text in enumerate(tokens) if re.fullmatch(pattern, text)]
+            values = torch.tensor([float(re.search(NUMBERS[1], tokens[token])[0]) for token in ids])[:, None]
+            angles = 2 * math.pi * values * torch.tensor(FREQUENCIES)
+            table[ids] = torch.cat([torch.sin(angles), torch.cos(angles)], 1) @ own[:-2] + KIND * own[kind - 2]
 
 
 def main(out: str) -> None:

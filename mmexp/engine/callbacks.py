@@ -128,24 +128,26 @@ class MetricsLog(Callback):
 
 
 class MovedCheck(Callback):
-    """After the first step with a learning rate, asserts that exactly what the policy opens has moved."""
+    """After the first step with a learning rate, asserts that exactly what the policy opens has moved; then it leaves.
+
+    It has to be the last callback: the Trainer is going through its list while this one takes itself out.
+    """
 
     _NUM_PROBES = 512
 
     def on_train_start(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
-        self._before: dict[str, torch.Tensor] | None = _probes(pl_module, self._NUM_PROBES)
+        self._before = _probes(pl_module, self._NUM_PROBES)
         self._had_lr = any(group["lr"] > 0 for group in trainer.optimizers[0].param_groups)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: TrainingModule, *args: Any) -> None:  # type: ignore[override]
-        if self._before is None or trainer.fit_loop._should_accumulate():
+        if trainer.fit_loop._should_accumulate():
             return
         if self._had_lr and pl_module.num_skipped == 0:
             self._compare(pl_module)
-            self._before = None
+            trainer.callbacks.remove(self)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
         self._had_lr = any(group["lr"] > 0 for group in trainer.optimizers[0].param_groups)
 
     def _compare(self, module: TrainingModule) -> None:
-        assert self._before is not None
         after = _probes(module, self._NUM_PROBES)
         moved = {name for name, values in after.items() if not torch.equal(values, self._before[name])}
         trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}

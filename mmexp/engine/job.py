@@ -180,8 +180,8 @@ def _callbacks(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> 
     return [
         metrics,
         TrainingProgress(metrics, job.label, on_start),
-        MovedCheck(),
         Checkpoints(job.run.checkpoints, every, keep),
+        MovedCheck(),
     ]
 
 

@@ -70,6 +70,7 @@ class TrainerConfig:
         from mmexp.engine.checkpoint import AtomicCheckpointIO
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        further: dict[str, Any] = {"profiler": NoProfiler()} | dict(self.extra)
         try:
             return Trainer(
                 accelerator=self.accelerator,
@@ -90,7 +91,7 @@ class TrainerConfig:
                 use_distributed_sampler=False,
                 limit_val_batches=0,
                 log_every_n_steps=10**9,
-                **({"profiler": NoProfiler()} | dict(self.extra)),
+                **further,
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(

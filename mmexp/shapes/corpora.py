@@ -1,20 +1,17 @@
 """What the two shipped parts were pretrained on, each without the other: texts without pictures, and pictures with
-lists of what is true of them."""
+phrases for their parts."""
 
 from __future__ import annotations
-
-from collections import Counter
-from random import Random
 
 from mmexp.shapes.rows import Row, conversation, image_row, talk
 from mmexp.shapes.scenes import Scene
 from mmexp.shapes.talk import box_turns, question_turns, words
-from mmexp.shapes.tasks import Turn, plural
+from mmexp.shapes.tasks import Turn, box_text
 
-PAIRS_PROMPT = "List what is true of the picture."
+PAIRS_PROMPT = "List what is in the picture."
 
-COARSE = 5
-"""Hundredths of the canvas that edges are rounded to in lines: a text as fine as 0.01 is too rare to be contrasted."""
+TEXT_SHARES = {"questions": 50, "boxes": 26, "caption": 8, "detail": 6, "chat": 10}
+"""Share of each kind among the conversations that are not drawn as questions or boxes, in percent."""
 
 PLAIN: tuple[Turn, ...] = (
     ("Hello!", "Hello! You can ask me about a picture."),
@@ -31,41 +28,28 @@ PLAIN: tuple[Turn, ...] = (
 
 
 def text_row(scene: Scene) -> Row:
-    """A conversation about a scene that is described in words where a picture would stand."""
+    """A conversation about a scene that is described in words where a picture would stand.
+
+    The words are records without an order, as what a patch tells of a thing has none: a model that has learnt to copy
+    a box out of a running text looks for running text in a picture, too, and learns to point much later.
+    """
     rng = scene.rng("text")
     draw = rng.random()
-    described = words(scene, rng)
+    before = words(scene, rng)
     if draw < 0.02:
         name, before, turns = "plain", "", rng.sample(PLAIN, 2)
-    elif draw < 0.55:
-        name, before, turns = "questions", described, question_turns(scene, rng)
+    elif draw < 0.5:
+        name, turns = "questions", question_turns(scene, rng)
     elif draw < 0.8:
-        name, before, turns = "boxes", described, box_turns(scene, rng)
+        name, turns = "boxes", box_turns(scene, rng)
     else:
-        (name, turns), before = talk(scene, "text-talk"), described
+        name, turns = talk(scene, "text-talk", TEXT_SHARES)
     said = conversation(before, turns)
     return {"id": f"{scene.split}-{scene.index:06d}-{name}", "conversations": said, "type": name}
 
 
 def pair_row(scene: Scene) -> Row:
-    """A picture and one line for each thing that is true of it. A line that is missing is false."""
-    return image_row(scene, "pair", [(PAIRS_PROMPT, "\n".join(lines(scene, scene.rng("pair"))))])
-
-
-def lines(scene: Scene, rng: Random) -> list[str]:
-    """Short statements: what there is, where its edges are, and how many of each."""
-    result = [f"{scene.background} background", _number(len(scene.things), "object")]
-    for thing in scene.things:
-        left, top, right, bottom = (f"{round(value / COARSE) * COARSE / 100:.2f}" for value in thing.box)
-        result += [thing.full, thing.pair]
-        result.append(f"{rng.choice((thing.noun, thing.pair))} across [{left}, {right}]")
-        result.append(f"{rng.choice((thing.noun, thing.pair))} down [{top}, {bottom}]")
-    shapes = Counter(thing.name for thing in scene.things if thing.kind == "shape")
-    result += [_number(count, name) for name, count in shapes.items()]
-    colours = Counter(thing.colour for thing in scene.things)
-    result += [_number(count, f"{colour} object") for colour, count in colours.items()]
-    return list(dict.fromkeys(result))
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun if count == 1 else plural(noun)}"
+    """A picture and one line for each thing in it: a phrase and its box."""
+    return image_row(
+        scene, "pair", [(PAIRS_PROMPT, "\n".join(f"{thing.full} {box_text(thing)}" for thing in scene.things))]
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Any
 
@@ -25,14 +25,17 @@ from mmexp.shapes.tasks import QUESTIONS, SUFFIX, Question, Turn, ask, box_text,
 
 Row = dict[str, Any]
 
-TALKS: dict[str, tuple[Callable[[Scene, Random], list[Turn]], int]] = {
-    "questions": (question_turns, 50),
-    "boxes": (box_turns, 26),
-    "caption": (caption_turns, 8),
-    "detail": (detail_turns, 6),
-    "chat": (chat_turns, 10),
+TALKS: dict[str, Callable[[Scene, Random], list[Turn]]] = {
+    "questions": question_turns,
+    "boxes": box_turns,
+    "caption": caption_turns,
+    "detail": detail_turns,
+    "chat": chat_turns,
 }
-"""Per kind of conversation how to hold it, and its share of the training rows in percent."""
+"""Per kind of conversation how to hold it."""
+
+SHARES = {"questions": 40, "boxes": 40, "caption": 6, "detail": 5, "chat": 9}
+"""Share of each kind among the conversations about pictures, in percent."""
 
 
 LOCATED = 0.3
@@ -66,19 +69,19 @@ def align_row(scene: Scene) -> Row:
     return image_row(scene, "align", [(rng.choice(CAPTION_PROMPTS), text)])
 
 
-def talk(scene: Scene, purpose: str) -> tuple[str, list[Turn]]:
+def talk(scene: Scene, purpose: str, shares: Mapping[str, int]) -> tuple[str, list[Turn]]:
     """A conversation of a kind drawn by lot, with the name of its kind."""
     rng = scene.rng(purpose)
     while True:
-        name = rng.choices(tuple(TALKS), [share for _, share in TALKS.values()])[0]
-        turns = TALKS[name][0](scene, rng)
+        name = rng.choices(tuple(shares), tuple(shares.values()))[0]
+        turns = TALKS[name](scene, rng)
         if turns:
             return name, turns
 
 
 def instruct_row(scene: Scene) -> Row:
     """A picture and a conversation of some kind about it."""
-    name, turns = talk(scene, "instruct")
+    name, turns = talk(scene, "instruct", SHARES)
     return image_row(scene, f"instruct-{name}", turns, type=name)
 
 

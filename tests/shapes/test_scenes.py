@@ -8,7 +8,19 @@ import pytest
 
 from mmexp.shapes.glyphs import COLUMNS, GLYPHS, ROWS
 from mmexp.shapes.render import RGB, SIDE, draw_image
-from mmexp.shapes.scenes import COLOURS, COMBOS, HELD_OUT, PRETRAIN, SHAPES, SIDES, STEP, Scene, Thing, draw_scene, overlap_share
+from mmexp.shapes.scenes import (
+    COLOURS,
+    COMBOS,
+    HELD_OUT,
+    PRETRAIN,
+    SHAPES,
+    SIDES,
+    STEP,
+    Scene,
+    Thing,
+    draw_scene,
+    overlap_share,
+)
 
 
 def scene_of(*things: Thing, split: str = "test") -> Scene:

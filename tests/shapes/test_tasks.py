@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 
-from mmexp.shapes.corpora import lines, pair_row, text_row
-from mmexp.shapes.rows import CLOSED, TALKS, conversation, instruct_row, vqa_rows
+from mmexp.shapes.corpora import pair_row, text_row
+from mmexp.shapes.rows import CLOSED, SHARES, TALKS, conversation, instruct_row, vqa_rows
 from mmexp.shapes.scenes import HELD_OUT, draw_scene
-from mmexp.shapes.talk import captions, listing, question_turns
+from mmexp.shapes.talk import captions, listing, question_turns, record
 from mmexp.shapes.tasks import APART, QUESTIONS, SUFFIX, ask, box_text, refer
 from tests.shapes.test_scenes import scene_of, thing_of
 
@@ -107,7 +107,7 @@ def test_the_picture_stands_before_the_first_question() -> None:
 def test_training_holds_every_kind_of_conversation() -> None:
     kinds = Counter(instruct_row(draw_scene(0, "train", index))["type"] for index in range(1000))
     assert set(kinds) == set(TALKS)
-    assert all(abs(kinds[name] / 10 - share) < 5 for name, (_, share) in TALKS.items())
+    assert all(abs(kinds[name] / 10 - share) < 5 for name, share in SHARES.items())
 
 
 def test_text_rows_need_no_picture() -> None:
@@ -116,10 +116,16 @@ def test_text_rows_need_no_picture() -> None:
     assert {"plain", *TALKS} == {row["type"] for row in rows}
 
 
-def test_lines_about_a_picture_are_complete() -> None:
-    found = set(lines(scene_of(CIRCLE, SQUARE), Random(0)))
-    assert {"2 objects", "1 circle", "1 blue object", "small red circle", "white background"} <= found
-    assert len([line for line in found if "across" in line]) == 2
+def test_a_pair_row_names_every_thing_and_its_box() -> None:
+    answer = pair_row(scene_of(CIRCLE, SQUARE))["conversations"][1]["value"]
+    assert answer.splitlines() == [f"{thing.full} {box_text(thing)}" for thing in (CIRCLE, SQUARE)]
+
+
+def test_a_record_tells_everything_in_any_order() -> None:
+    told = {record(CIRCLE, Random(seed)) for seed in range(20)}
+    assert len(told) > 10
+    facts = re.compile("left 0.05|top 0.05|right 0.27|bottom 0.27|small|red|circle")
+    assert all(len(set(facts.findall(text))) == 7 and not facts.sub("", text).strip() for text in told)
 
 
 @pytest.mark.parametrize(("kind", "number"), CLOSED.items())
