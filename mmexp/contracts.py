@@ -147,7 +147,9 @@ class Batch:
     """Turns cut from the ends of over-long samples of this batch."""
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
-        """The same batch with every tensor on `device`."""
+        """The same batch with every tensor on `device`; itself when it is there."""
+        if str(self.input_ids.device) == str(device):
+            return self
 
         def move(value: Any) -> Any:
             return {key: tensor.to(device, non_blocking=non_blocking) for key, tensor in value.items()}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from mmexp.contracts import Batch
     from mmexp.engine.module import TrainingModule
+    from mmexp.engine.progress import TrainingProgress
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +37,14 @@ class Interrupted(Exception):
 
 
 class MetricsLog(Callback):
-    """Keeps detached values and writes them every n steps to metrics.jsonl and to the loggers.
+    """Keeps detached values and writes them every n steps to metrics.jsonl and to the loggers, and moves the bar.
 
     One line of metrics.jsonl is one record; a resumed run continues the file. Losses are means over the supervised
     tokens since the last record, so nothing depends on how tokens fell into micro-batches.
     """
 
-    def __init__(self, file: Path, every_n_steps: int) -> None:
-        self.file, self.every = file, every_n_steps
+    def __init__(self, file: Path, every_n_steps: int, bar: TrainingProgress) -> None:
+        self.file, self.every, self.bar = file, every_n_steps, bar
         self.record: dict[str, float] = {}
         """The last record."""
         self._reset()
@@ -51,8 +52,9 @@ class MetricsLog(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
         _drop_after(self.file, trainer.global_step)
         self._stream = self.file.open("a", encoding="utf-8") if trainer.is_global_zero else None
-        self._last_step = trainer.global_step
+        self._last_step = self._shown = trainer.global_step
         self._reset()
+        self.bar.start(trainer, pl_module)
 
     def on_train_batch_end(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -73,9 +75,13 @@ class MetricsLog(Callback):
         for reason, ids in batch.dropped.items():
             self.dropped[reason] += len(ids)
         step = trainer.global_step
-        if step != self._last_step and (step % self.every == 0 or step == trainer.max_steps or step == 1):
+        if step == self._shown:  # in the middle of an optimizer step
+            return
+        self._shown = step
+        if step % self.every == 0 or step == trainer.max_steps or step == 1:
             self._write(trainer, pl_module, losses.report)
             self._last_step = step
+        self.bar.advance(step, self.record)
 
     def on_train_end(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
         self.close()
@@ -84,7 +90,8 @@ class MetricsLog(Callback):
         self.close()
 
     def close(self) -> None:
-        """Ends metrics.jsonl and writes the same as metrics.csv."""
+        """Ends the bar and metrics.jsonl, and writes the same as metrics.csv."""
+        self.bar.stop()
         if getattr(self, "_stream", None) is not None:
             stream, self._stream = self._stream, None
             assert stream is not None

@@ -175,11 +175,10 @@ def _datamodule(job: StageJob, dataset: Dataset, num_steps: int) -> MultimodalDa
 
 
 def _callbacks(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> list[Any]:
-    metrics = MetricsLog(job.run.path / "metrics.jsonl", job.trainer.log_every_n_steps)
+    bar = TrainingProgress(job.label, on_start)
     every, keep = job.trainer.checkpoint_every_n_steps, job.trainer.keep_checkpoints
     return [
-        metrics,
-        TrainingProgress(metrics, job.label, on_start),
+        MetricsLog(job.run.path / "metrics.jsonl", job.trainer.log_every_n_steps, bar),
         Checkpoints(job.run.checkpoints, every, keep),
         MovedCheck(),
     ]

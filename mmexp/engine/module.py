@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,12 @@ class Recipe:
     accumulate: int = 1
     """Micro-batches in one optimizer step on each rank."""
     seed: int = 0
+
+
+def _with_signature(method: Any) -> Any:
+    """Lightning inspects the arguments of `training_step` in every step; with its signature kept, that is a look-up."""
+    method.__signature__ = inspect.signature(method)
+    return method
 
 
 class TrainingModule(LightningModule):
@@ -119,6 +126,7 @@ class TrainingModule(LightningModule):
         """What trains, and with which learning rate."""
         return describe(self.parts(), self.recipe.policy, self.recipe.lr, self.recipe.lr_by_part)
 
+    @_with_signature
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         _seed(_mix(self.recipe.seed, datamodule.position), self.device)

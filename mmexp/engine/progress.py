@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from lightning.pytorch import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mmexp.engine.log import console
@@ -15,34 +14,33 @@ from mmexp.engine.log import console
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-    from mmexp.engine.callbacks import MetricsLog
+    from mmexp.engine.module import TrainingModule
     from mmexp.tuning import TrainedPart
 
 log = logging.getLogger(__name__)
 
 
-class TrainingProgress(Callback):
+class TrainingProgress:
     """A bar with loss, throughput and time left; where there is no terminal, a line now and then.
 
     Args:
-        metrics: Where the values come from.
         label: Name of the stage.
         on_start: Gets the table of what trains before the first step.
         every_s: Seconds between two lines without a terminal.
     """
 
-    def __init__(
-        self, metrics: MetricsLog, label: str, on_start: Callable[[list[TrainedPart]], None], every_s: float = 15.0
-    ) -> None:
-        self.metrics, self.label, self.on_start, self.every_s = metrics, label, on_start, every_s
+    def __init__(self, label: str, on_start: Callable[[list[TrainedPart]], None], every_s: float = 15.0) -> None:
+        self.label, self.on_start, self.every_s = label, on_start, every_s
         self._bar: Progress | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def start(self, trainer: Trainer, module: TrainingModule) -> None:
+        """Shows what trains, and an empty bar."""
         self._next_line = time.monotonic() + self.every_s
-        self._shown = trainer.global_step
-        if not trainer.is_global_zero:
+        self._quiet = not trainer.is_global_zero
+        self._total = trainer.max_steps
+        if self._quiet:
             return
-        self.on_start(pl_module.table())
+        self.on_start(module.table())
         if not console.is_terminal:
             return
         self._bar = Progress(
@@ -57,32 +55,24 @@ class TrainingProgress(Callback):
             refresh_per_second=4,
         )
         self._bar.start()
-        self._task = self._bar.add_task(self.label, total=trainer.max_steps, completed=trainer.global_step, values="")
+        self._task = self._bar.add_task(self.label, total=self._total, completed=trainer.global_step, values="")
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # type: ignore[override]
-        step = trainer.global_step
-        if step == self._shown:
-            return
-        self._shown = step
+    def advance(self, step: int, record: Mapping[str, float]) -> None:
+        """Step `step` is done; `record` is the last one written."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, values=self._values())
-        elif trainer.is_global_zero and time.monotonic() > self._next_line:
-            log.info("%s step %d/%d %s", self.label, step, trainer.max_steps, self._values())
+            self._bar.update(self._task, completed=step, values=_values(record))
+        elif not self._quiet and time.monotonic() > self._next_line:
+            log.info("%s step %d/%d %s", self.label, step, self._total, _values(record))
             self._next_line = time.monotonic() + self.every_s
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self._stop()
-
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Takes the bar away; again is harmless."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def _values(self) -> str:
-        record = self.metrics.record
-        if not record:
-            return ""
-        return f"loss {record['train/loss']:.3f}  {record['data/tokens_per_s']:.0f} tokens/s"
+
+def _values(record: Mapping[str, float]) -> str:
+    if not record:
+        return ""
+    return f"loss {record['train/loss']:.3f}  {record['data/tokens_per_s']:.0f} tokens/s"
