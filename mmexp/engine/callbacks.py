@@ -255,11 +255,12 @@ def _step(line: str) -> float:
 
 
 def _probes(module: torch.nn.Module, count: int) -> dict[str, torch.Tensor]:
-    """A few evenly spaced values of every parameter."""
+    """A few evenly spaced values of every parameter, and its sum: of an embedding table only some rows move."""
     probes = {}
     for name, parameter in module.named_parameters():
         flat = parameter.detach().flatten()
-        probes[name] = flat[:: max(1, flat.numel() // count)].clone()
+        values = flat[:: max(1, flat.numel() // count)]
+        probes[name] = torch.cat([values.double(), flat.sum(dtype=torch.float64)[None]])
     return probes
 
 

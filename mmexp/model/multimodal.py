@@ -34,7 +34,8 @@ class Branch(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """float[M, ...] to soft tokens float[M, N, D]."""
-        return self.connector(self.encoder(values).to(dtype_of(self.connector, values.dtype)))
+        features = self.encoder(values)
+        return self.connector(features.to(dtype_of(self.connector, features.dtype)))
 
     def empty_item(self, like: Tensor) -> Tensor:
         """One item of zeros on the device of `like`, for a batch that has none."""

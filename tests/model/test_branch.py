@@ -1,0 +1,22 @@
+"""One modality's way into the LLM."""
+
+from __future__ import annotations
+
+import torch
+from mmexp.contracts import EncoderSpec
+from mmexp.model import Branch
+from torch import nn
+
+
+def test_features_of_whole_numbers_keep_their_type_through_a_connector_without_weights() -> None:
+    encoder = nn.EmbeddingBag(10, 4, mode="sum")
+    branch = Branch(encoder, nn.Identity(), EncoderSpec(width=4, grid=(1, 1), item_shape=(3,)))
+    soft = branch(torch.tensor([[1, 2, 3]]))
+    assert soft.dtype == torch.float32
+    soft.sum().backward()
+    assert encoder.weight.grad is not None
+
+
+def test_features_take_the_type_of_the_connector() -> None:
+    branch = Branch(nn.Identity(), nn.Linear(4, 2).bfloat16(), EncoderSpec(width=4, grid=(1, 1)))
+    assert branch(torch.zeros(1, 1, 4)).dtype == torch.bfloat16
