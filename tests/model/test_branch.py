@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+
 from mmexp.contracts import EncoderSpec
 from mmexp.model import Branch
-from torch import nn
 
 
 def test_features_of_whole_numbers_keep_their_type_through_a_connector_without_weights() -> None:
