@@ -1,6 +1,6 @@
 """Writes a trained part of the shapes world as a transformers checkpoint in half precision.
 
-    python experiments/export_parts.py RUN OUT
+    PYTHONPATH=experiments/oracle python experiments/export_parts.py RUN OUT
 
 RUN is a finished run of `experiments=shapes_vision` or `experiments=shapes_language`. What it did not load (tokenizer,
 normalisation, layers behind the one that is used) is taken over from the folder that it started from.
@@ -23,7 +23,7 @@ KEPT = ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 def main(run: str, out: str) -> None:
     """Exports the part that the run trained."""
-    exp = experiment_of_run(run, registered_targets([conf_dir()]))
+    exp = experiment_of_run(run, registered_targets([conf_dir(), Path(__file__).with_name("oracle")]))
     model = exp.plan.build()
     load_weights(model.parts(), finished_run(run, "run"))
     name = {"vision": "encoder", "language": "llm"}[exp.checked.spine.stage.name]

@@ -1,8 +1,8 @@
-"""What a language part can do with a scene in words: questions, captions and boxes about new scenes.
+"""What a language part can do with a scene in the words of a perfect eye: questions and boxes about new scenes.
 
-    python experiments/probe_language.py FOLDER_OR_RUN [SCENES]
+    PYTHONPATH=experiments/oracle python experiments/probe_language.py RUN [SCENES]
 
-FOLDER_OR_RUN is a checkpoint folder in transformers' format, or a finished run of `experiments=shapes_language`.
+RUN is a finished run of `experiments=shapes_language`.
 """
 
 from __future__ import annotations
@@ -12,50 +12,46 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from word_grid import picture
 
 from mmexp.assemble import experiment_of_run, finished_run
-from mmexp.config import compose, conf_dir, registered_targets
-from mmexp.contracts import Sample, Text, Turn
+from mmexp.config import conf_dir, registered_targets
+from mmexp.contracts import Medium, Sample, Text, Turn
 from mmexp.engine import Generator, load_weights
-from mmexp.llm import CausalConfig, Sampling
-from mmexp.model import Plan
+from mmexp.llm import Sampling
 from mmexp.shapes import draw_scene
-from mmexp.shapes.talk import FIND_PROMPT, words
+from mmexp.shapes.talk import FIND_PROMPT
 from mmexp.shapes.tasks import QUESTIONS, SUFFIX, ask, box_text, refer
 
 SPLIT = "text_probe"
 
 
 def generator(path: str) -> Generator:
-    """The part, ready to answer."""
-    registered = registered_targets([conf_dir()])
-    if (Path(path) / "manifest.json").is_file():
-        exp = experiment_of_run(path, registered)
-        model = exp.plan.build()
-        load_weights(model.parts(), finished_run(path, "run"))
-        return Generator(model.eval(), exp.plan)
-    from mmexp.config import check
-
-    cfg = compose("train", ["experiments=shapes_language"]).cfg
-    template = check(cfg, registered).parts["template"]
-    plan = Plan(inputs={}, llm=CausalConfig(path=path), template=template, max_length_tokens=1024)
-    return Generator(plan.build().eval(), plan)
+    """The part with its perfect eye, ready to answer."""
+    exp = experiment_of_run(path, registered_targets([conf_dir(), Path(__file__).with_name("oracle")]))
+    model = exp.plan.build()
+    load_weights(model.parts(), finished_run(path, "run"))
+    return Generator(model.eval(), exp.plan)
 
 
-def exchanges(count: int) -> list[tuple[str, str, str]]:
+def exchanges(count: int) -> list[tuple[str, Turn, str]]:
     """Kind, what the user says, and the right answer: one of every kind for each scene that allows it."""
     found = []
     for index in range(count):
         scene = draw_scene(0, SPLIT, index)
         rng = scene.rng("probe")
+        said = []
         for kind in QUESTIONS:
             question = ask(scene, kind, rng)
             if question:
-                found.append((kind, f"{words(scene, rng)}\n{question.text}{SUFFIX}", question.answer))
+                said.append((kind, question.text + SUFFIX, question.answer))
         thing = rng.choice(scene.things)
         phrase = refer(scene, thing, rng)
         if phrase:
-            found.append(("box", f"{words(scene, rng)}\n{FIND_PROMPT.format(phrase)}", box_text(thing)))
+            said.append(("box", FIND_PROMPT.format(phrase), box_text(thing)))
+        seen = Medium(source=picture(scene))
+        for kind, text, answer in said:
+            found.append((kind, Turn(role="user", parts=(seen, Text(text=f"\n{text}"))), answer))
     return found
 
 
@@ -66,10 +62,7 @@ def main(path: str, count: int = 60) -> None:
     right: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, len(asked), 64):
         chunk = asked[start : start + 64]
-        samples = [
-            Sample(id=str(start + n), dataset=SPLIT, turns=(Turn(role="user", parts=(Text(text=said),)),))
-            for n, (_, said, _) in enumerate(chunk)
-        ]
+        samples = [Sample(id=str(start + n), dataset=SPLIT, turns=(said,)) for n, (_, said, _) in enumerate(chunk)]
         answers = model.predict(samples, Sampling(max_new_tokens=24))
         for (kind, _, wanted), answer in zip(chunk, answers, strict=True):
             right[kind].append(answer == wanted)

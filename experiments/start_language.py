@@ -1,6 +1,6 @@
 """Writes the language part of the shapes world as it is before training: a small Llama and its tokenizer, as files.
 
-    python experiments/start_language.py OUT
+    PYTHONPATH=experiments/oracle python experiments/start_language.py OUT
 
 A language model this small spends most of its training before it finds out that looking things up pays. So it starts
 with two habits (the idea of Trockman and Kolter 2023, Mimetic Initialization of Self-Attention Layers, with the sign
@@ -15,15 +15,16 @@ import math
 import re
 import sys
 from collections.abc import Iterator
+from random import Random
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from word_grid import exchange
 
 from mmexp.config import check, compose, conf_dir, registered_targets
-from mmexp.shapes import draw_scene
-from mmexp.shapes.corpora import TEXT_SHARES, text_row
-from mmexp.shapes.rows import align_row, image_row, talk
+from mmexp.shapes import Scene, draw_scene
+from mmexp.shapes.rows import SHARES, align_row, conversation, talk
 
 WIDTH, HEADS, LAYERS, HIDDEN = 128, 4, 4, 352
 QUERY_KEY_SCALE, VALUE_OUTPUT_SCALE, NOISE, SPREAD, KIND = 1.0, 0.4, 0.02, 0.04, 1.5
@@ -40,20 +41,34 @@ SPECIAL = ("<pad>", "<s>", "</s>")
 
 def texts(count: int = 4000) -> Iterator[str]:
     """What the tokenizer is trained on: conversations of every kind, and every number in every place."""
-    template = check(compose("train", ["experiments=shapes_language"]).cfg, registered_targets([conf_dir()]))
+    template = check(compose("train", ["template=vicuna_v1"]).cfg, registered_targets([conf_dir()]))
     yield template.parts["template"].system
     for index in range(count):
         scene = draw_scene(0, "text", index)
-        for row in (
-            text_row(scene),
-            align_row(scene),
-            image_row(scene, "talk", talk(scene, "instruct", TEXT_SHARES)[1]),
+        rng = scene.rng("text")
+        draw, records = rng.random(), in_words(scene, rng)
+        name, turns = exchange(scene, rng, draw)
+        for said in (
+            conversation("" if name == "plain" else records, turns),
+            align_row(scene)["conversations"],
+            conversation("<image>", talk(scene, "instruct", SHARES)[1]),
         ):
-            for turn in row["conversations"]:
+            for turn in said:
                 yield from (turn["value"], f" USER: {turn['value']}", f" ASSISTANT: {turn['value']}")
     for value in range(0, 101, 2):
         number = f"{value / 100:.2f}"
         yield from [f" [{number}, {number}, {number}, {number}]", *(f"{edge}{number}" for edge in EDGES)] * 50
+
+
+def in_words(scene: Scene, rng: Random) -> str:
+    """The scene written down: `circle left 0.12 red bottom 0.40 small top 0.20 right 0.32; white background`."""
+    records = []
+    for thing in rng.sample(scene.things, len(scene.things)):
+        edges = zip(EDGES, thing.box, strict=True)
+        facts = [thing.size, thing.colour, thing.noun, *(f"{side.strip()} {value / 100:.2f}" for side, value in edges)]
+        records.append(" ".join(rng.sample(facts, len(facts))))
+    records.insert(rng.choice((0, len(records))), f"{scene.background} background")
+    return "; ".join(records)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -21,16 +22,28 @@ from torch import Tensor, nn
 
 from mmexp.contracts import EncoderSpec, Medium, Sample, Text, Turn
 from mmexp.shapes import Scene, draw_scene
-from mmexp.shapes.corpora import PLAIN, TEXT_SHARES
-from mmexp.shapes.rows import talk
+from mmexp.shapes.rows import SHARES, talk
 from mmexp.shapes.scenes import Thing
 from mmexp.shapes.talk import box_turns, question_turns
 
 SIDE = 6
 """Patches in a row and in a column, as in the vision part."""
 MOST_WORDS = 8
+"""Words of one patch: size, colour, two of a name such as `digit 8`, and four edges."""
 LEAST_COVER = 0.22
 """Share of a patch that a thing's box has to cover to be shown by it."""
+PLAIN = (
+    ("Hello!", "Hello! You can ask me about a picture."),
+    ("Hi, who are you?", "I am a small language model that knows about coloured shapes."),
+    ("Thank you.", "You are welcome."),
+    ("What shapes do you know?", "I know the circle, the square, the triangle, the star, the cross and the ring."),
+    ("What colours do you know?", "I know red, green, blue, yellow, purple and orange."),
+    ("Can you read?", "Yes, I can read single letters and digits."),
+    ("What is a caption?", "A caption is one sentence that says what a picture shows."),
+    ("What does a bounding box mean?", "It is the left, top, right and bottom edge of an object."),
+    ("Goodbye.", "Goodbye!"),
+)
+"""Talk about nothing in particular."""
 
 
 def cells(scene: Scene) -> list[str]:
@@ -74,7 +87,7 @@ class WordGridConfig:
         from safetensors.torch import load_file
 
         table = load_file(Path(self.path) / "model.safetensors")["model.embed_tokens.weight"]
-        return WordGrid(table)
+        return WordGrid(table.float())
 
     def empty(self) -> WordGrid:
         """The module with random weights on the current default device."""
@@ -143,7 +156,8 @@ class OracleScenes:
 
     def __getitem__(self, index: int) -> Sample:
         scene = draw_scene(0, "text", index)
-        name, said = conversation(scene)
+        rng = scene.rng("text")
+        name, said = exchange(scene, rng, rng.random())
         turns = []
         for number, (question, answer) in enumerate(said):
             shown = [Medium(source=picture(scene)), Text(text="\n")] if number == 0 and name != "plain" else []
@@ -152,17 +166,19 @@ class OracleScenes:
         return Sample(id=f"{index:06d}-{name}", dataset=self.config.name, turns=tuple(turns))
 
 
-def conversation(scene: Scene) -> tuple[str, list[tuple[str, str]]]:
-    """A conversation about the scene and its kind: half of them questions, a third boxes."""
-    rng = scene.rng("text")
-    draw = rng.random()
+def exchange(scene: Scene, rng: Random, draw: float) -> tuple[str, list[tuple[str, str]]]:
+    """A conversation about the scene and its kind: half of them questions, a third boxes.
+
+    Args:
+        draw: What decides about the kind, uniform in [0, 1).
+    """
     if draw < 0.02:
         return "plain", rng.sample(PLAIN, 2)
     if draw < 0.5:
         return "questions", question_turns(scene, rng)
     if draw < 0.8:
         return "boxes", box_turns(scene, rng)
-    return talk(scene, "text-talk", TEXT_SHARES)
+    return talk(scene, "text-talk", SHARES)
 
 
 def picture(scene: Scene) -> Image.Image:

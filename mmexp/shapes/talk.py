@@ -108,20 +108,6 @@ def chat_turns(scene: Scene, rng: Random, turns: int = 3) -> list[Turn]:
     return rng.sample(pool, min(turns, len(pool)))
 
 
-def words(scene: Scene, rng: Random) -> str:
-    """The scene written down instead of painted, in changing order: what a text-only model learns from."""
-    parts = [record(thing, rng) for thing in rng.sample(scene.things, len(scene.things))]
-    parts.insert(rng.choice((0, len(parts))), f"{scene.background} background")
-    return "; ".join(parts)
-
-
-def record(thing: Thing, rng: Random) -> str:
-    """What there is to know of a thing, in no order: `circle left 0.12 red bottom 0.40 small top 0.20 right 0.32`."""
-    edges = zip(("left", "top", "right", "bottom"), thing.box, strict=True)
-    facts = [thing.size, thing.colour, thing.noun, *(f"{side} {value / 100:.2f}" for side, value in edges)]
-    return " ".join(rng.sample(facts, len(facts)))
-
-
 def _signs(scene: Scene) -> int:
     return sum(thing.kind != "shape" for thing in scene.things)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmexp.errors import DataError
-from mmexp.shapes.corpora import pair_row, text_row
+from mmexp.shapes.corpora import pair_row
 from mmexp.shapes.render import draw_image
 from mmexp.shapes.rows import Row, align_row, caption_rows, grounding_rows, image_path, instruct_row, vqa_rows
 from mmexp.shapes.scenes import COMBOS, PRETRAIN, draw_scene
@@ -44,8 +44,6 @@ class WorldConfig:
     """Captions on held-out pictures; half as many on held-out combinations."""
     grounding_rows: int = 200
     """Boxes on held-out pictures; half as many on held-out combinations."""
-    pretrain_text_rows: int = 0
-    """Rows of `pretrain_text.json`, what the language part learnt from; 0 writes no such file."""
     pretrain_pair_rows: int = 0
     """Rows of `pretrain_pairs.json`, what the vision part learnt from; 0 writes no such file."""
 
@@ -123,8 +121,6 @@ class WorldConfig:
             files[f"{split}_vqa"] = 7 * vqa, lambda split=split, n=vqa: vqa_rows(seed, split, n)
             files[f"{split}_caption"] = captions, lambda split=split, n=captions: caption_rows(seed, split, n)
             files[f"{split}_grounding"] = boxes, lambda split=split, n=boxes: grounding_rows(seed, split, n)
-        if self.pretrain_text_rows:
-            files["pretrain_text"] = simple(text_row, "text", self.pretrain_text_rows)
         if self.pretrain_pair_rows:
             files["pretrain_pairs"] = simple(pair_row, PRETRAIN, self.pretrain_pair_rows)
         return files

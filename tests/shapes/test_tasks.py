@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 
-from mmexp.shapes.corpora import pair_row, text_row
+from mmexp.shapes.corpora import pair_row
 from mmexp.shapes.rows import CLOSED, SHARES, TALKS, conversation, instruct_row, vqa_rows
 from mmexp.shapes.scenes import HELD_OUT, draw_scene
-from mmexp.shapes.talk import captions, listing, question_turns, record
+from mmexp.shapes.talk import captions, listing, question_turns
 from mmexp.shapes.tasks import APART, QUESTIONS, SUFFIX, ask, box_text, refer
 from tests.shapes.test_scenes import scene_of, thing_of
 
@@ -71,8 +71,7 @@ def test_answers_are_balanced(kind: str) -> None:
 def test_training_says_nothing_of_held_out_pairs() -> None:
     spoken = re.compile("|".join(f"{colour} {shape}" for colour, shape in sorted(HELD_OUT)))
     for index in range(800):
-        rows = [make(draw_scene(0, split, index)) for make, split in
-                ((instruct_row, "train"), (text_row, "text"), (pair_row, "pretrain"))]  # fmt: skip
+        rows = [make(draw_scene(0, split, index)) for make, split in ((instruct_row, "train"), (pair_row, "pretrain"))]
         for row in rows:
             assert not spoken.search(" ".join(said["value"] for said in row["conversations"])), row["id"]
 
@@ -110,22 +109,9 @@ def test_training_holds_every_kind_of_conversation() -> None:
     assert all(abs(kinds[name] / 10 - share) < 5 for name, share in SHARES.items())
 
 
-def test_text_rows_need_no_picture() -> None:
-    rows = [text_row(draw_scene(0, "text", index)) for index in range(300)]
-    assert not any("image" in row or "<image>" in str(row) for row in rows)
-    assert {"plain", *TALKS} == {row["type"] for row in rows}
-
-
 def test_a_pair_row_names_every_thing_and_its_box() -> None:
     answer = pair_row(scene_of(CIRCLE, SQUARE))["conversations"][1]["value"]
     assert answer.splitlines() == [f"{thing.full} {box_text(thing)}" for thing in (CIRCLE, SQUARE)]
-
-
-def test_a_record_tells_everything_in_any_order() -> None:
-    told = {record(CIRCLE, Random(seed)) for seed in range(20)}
-    assert len(told) > 10
-    facts = re.compile("left 0.05|top 0.05|right 0.27|bottom 0.27|small|red|circle")
-    assert all(len(set(facts.findall(text))) == 7 and not facts.sub("", text).strip() for text in told)
 
 
 @pytest.mark.parametrize(("kind", "number"), CLOSED.items())

@@ -32,7 +32,7 @@ def small(root: Path, **changes: int) -> WorldConfig:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world") / "shapes"
-    small(root, pretrain_text_rows=5, pretrain_pair_rows=3).prepare()
+    small(root, pretrain_pair_rows=3).prepare()
     return root
 
 
@@ -41,17 +41,16 @@ def rows_of(root: Path, name: str) -> list[dict]:
 
 
 def test_files_and_pictures(world: Path) -> None:
-    names = ["align", "instruct", "pretrain_text", "pretrain_pairs", *EVALUATIONS]
+    names = ["align", "instruct", "pretrain_pairs", *EVALUATIONS]
     assert sorted(path.stem for path in world.glob("*.json")) == sorted([*names, "world"])
     for name in names:
         for row in rows_of(world, name):
             assert [said["from"] for said in row["conversations"]] == ["human", "gpt"] * (
                 len(row["conversations"]) // 2
             )
-            if name != "pretrain_text":
-                assert row["conversations"][0]["value"].count("<image>") == 1
-                with Image.open(world / row["image"]) as image:
-                    assert image.size == (144, 144)
+            assert row["conversations"][0]["value"].count("<image>") == 1
+            with Image.open(world / row["image"]) as image:
+                assert image.size == (144, 144)
     counts = [len(rows_of(world, name)) for name in EVALUATIONS]
     assert counts == [14, 2, 4, 7, 1, 2]
 
