@@ -1,4 +1,7 @@
-"""What happens around the steps: the record of metrics, the check of what moved, checkpoints and signals."""
+"""What happens around the steps: the record of metrics, the check of what moved, checkpoints and signals.
+
+Lightning types its hooks for any module; these take a `TrainingModule` and nothing else, hence `type: ignore[override]`.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ class MetricsLog(Callback):
         pl_module: TrainingModule,
         outputs: Any,
         batch: Batch,
-        batch_idx: int,  # type: ignore[override]
+        batch_idx: int,
     ) -> None:
         losses = pl_module.latest
         assert losses is not None
@@ -151,7 +154,7 @@ class MovedCheck(Callback):
             return
         if self._had_lr and pl_module.num_skipped == 0:
             self._compare(pl_module)
-            trainer.callbacks.remove(self)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+            trainer.callbacks.remove(self)  # type: ignore[attr-defined]
         self._had_lr = any(group["lr"] > 0 for group in trainer.optimizers[0].param_groups)
 
     def _compare(self, module: TrainingModule) -> None:
