@@ -1,6 +1,6 @@
 """What happens around the steps: the record of metrics, the check of what moved, checkpoints and signals.
 
-Lightning types its hooks for any module; these take a `TrainingModule` and nothing else, hence `type: ignore[override]`.
+Lightning types its hooks for any module; these take a `TrainingModule`, hence `type: ignore[override]`.
 """
 
 from __future__ import annotations
