@@ -25,6 +25,7 @@ from word_grid import exchange
 from mmexp.config import check, compose, conf_dir, registered_targets
 from mmexp.shapes import Scene, draw_scene
 from mmexp.shapes.rows import SHARES, align_row, conversation, talk
+from mmexp.shapes.scenes import TEXT
 
 WIDTH, HEADS, LAYERS, HIDDEN = 128, 4, 4, 352
 QUERY_KEY_SCALE, VALUE_OUTPUT_SCALE, NOISE, SPREAD, KIND = 1.0, 0.4, 0.02, 0.04, 1.5
@@ -44,7 +45,7 @@ def texts(count: int = 4000) -> Iterator[str]:
     template = check(compose("train", ["template=vicuna_v1"]).cfg, registered_targets([conf_dir()]))
     yield template.parts["template"].system
     for index in range(count):
-        scene = draw_scene(0, "text", index)
+        scene = draw_scene(0, TEXT, index)
         rng = scene.rng("text")
         draw, records = rng.random(), in_words(scene, rng)
         name, turns = exchange(scene, rng, draw)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mmexp.contracts import EncoderSpec, Medium, Sample, Text, Turn
 from mmexp.shapes import Scene, draw_scene
 from mmexp.shapes.rows import SHARES, talk
-from mmexp.shapes.scenes import Thing
+from mmexp.shapes.scenes import TEXT, Thing
 from mmexp.shapes.talk import box_turns, question_turns
 
 SIDE = 6
@@ -155,7 +155,7 @@ class OracleScenes:
         return self.config.num_scenes
 
     def __getitem__(self, index: int) -> Sample:
-        scene = draw_scene(0, "text", index)
+        scene = draw_scene(0, TEXT, index)
         rng = scene.rng("text")
         name, said = exchange(scene, rng, rng.random())
         turns = []
@@ -167,16 +167,16 @@ class OracleScenes:
 
 
 def exchange(scene: Scene, rng: Random, draw: float) -> tuple[str, list[tuple[str, str]]]:
-    """A conversation about the scene and its kind: half of them questions, a third boxes.
+    """A conversation about the scene and its kind: about half questions, a quarter boxes, and all there is.
 
     Args:
         draw: What decides about the kind, uniform in [0, 1).
     """
     if draw < 0.02:
         return "plain", rng.sample(PLAIN, 2)
-    if draw < 0.5:
+    if draw < 0.48:
         return "questions", question_turns(scene, rng)
-    if draw < 0.8:
+    if draw < 0.74:
         return "boxes", box_turns(scene, rng)
     return talk(scene, "text-talk", SHARES)
 

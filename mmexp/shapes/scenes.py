@@ -20,13 +20,16 @@ BACKGROUNDS = ("white", "grey")
 HELD_OUT = frozenset(
     {("red", "star"), ("green", "cross"), ("blue", "triangle"), ("yellow", "ring"), ("purple", "square")}
 )
-"""Colour-shape pairs that no training picture and no training text contains. Every colour and every shape occurs."""
+"""Colour-shape pairs that no training picture has, nor anything said of one. Every colour and every shape occurs."""
 
 PRETRAIN = "pretrain"
 """The split that the vision part learns from."""
 
+TEXT = "text"
+"""The split that the language part learns from, which is never drawn: a language model has read of every pair."""
+
 COMBOS = "heldout_combos"
-"""The split whose pictures contain at least one pair of `HELD_OUT`; no other split contains any."""
+"""The split whose pictures contain at least one pair of `HELD_OUT`; no other picture contains any."""
 
 Box = tuple[int, int, int, int]
 
@@ -126,8 +129,13 @@ def _identity(rng: Random, split: str, things: list[Thing]) -> tuple[str, str, s
             name = things[-1].name
         elif draw < 0.6 and things:
             colour = things[-1].colour
-        if split == COMBOS or (colour, name) not in HELD_OUT:
+        if may_occur(split, colour, name):
             return kind, name, colour
+
+
+def may_occur(split: str, colour: str, name: str) -> bool:
+    """Whether scenes of this split have things of this colour and name, and questions about them."""
+    return split in (COMBOS, TEXT) or (colour, name) not in HELD_OUT
 
 
 def _placed(

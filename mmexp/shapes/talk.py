@@ -90,22 +90,27 @@ def detail_turns(scene: Scene, rng: Random) -> list[Turn]:
 
 
 def chat_turns(scene: Scene, rng: Random, turns: int = 3) -> list[Turn]:
-    """A conversation in whole sentences."""
+    """A conversation in whole sentences, as people hold it who do not ask for a single word."""
     number = len(scene.things)
     be = "is" if number == 1 else "are"
-    pool: list[Turn] = [
-        ("What can you see in this picture?", f"I can see {listing(scene)}."),
-        ("Can you tell me how many objects there are?", f"There {be} {_some(number, 'object')}."),
-        ("What is the colour of the background?", f"The background is {scene.background}."),
-    ]
+    pool: list[tuple[tuple[str, ...], str]] = [
+        (("What can you see in this picture?", "What do you see?"), f"I can see {listing(scene)}."),
+        (("Can you tell me how many objects there are?", "How many objects are there?"),
+         f"There {be} {_some(number, 'object')}."),
+        (("What is the colour of the background?",), f"The background is {scene.background}."),
+    ]  # fmt: skip
     for thing in scene.unique("noun"):
-        pool.append((f"Could you tell me the colour of the {thing.noun}?", f"The {thing.noun} is {thing.colour}."))
-        pool.append((f"Where is the {thing.noun}?", f"The {thing.noun} is {_at(thing)[0].lower()}{_at(thing)[1:]}."))
+        asked = (f"Could you tell me the colour of the {thing.noun}?", f"What colour is the {thing.noun}?")
+        pool.append((asked, f"The {thing.noun} is {thing.colour}."))
+        pool.append(((f"Where is the {thing.noun}?",), f"The {thing.noun} is {_at(thing)[0].lower()}{_at(thing)[1:]}."))
+    for thing in scene.unique("colour"):
+        if thing.kind == "shape":
+            pool.append(((f"What shape is the {thing.colour} object?",), f"It is a {thing.noun}."))
     for thing in scene.unique("kind"):
         if thing.kind != "shape":
-            pool.append(("Can you read the sign?" if _signs(scene) == 1 else f"Can you read the {thing.kind}?",
-                         f"It is the {thing.noun}."))  # fmt: skip
-    return rng.sample(pool, min(turns, len(pool)))
+            asked = ("Can you read the sign?",) if _signs(scene) == 1 else (f"Can you read the {thing.kind}?",)
+            pool.append((asked, f"It is the {thing.noun}."))
+    return [(rng.choice(asked), answer) for asked, answer in rng.sample(pool, min(turns, len(pool)))]
 
 
 def _signs(scene: Scene) -> int:

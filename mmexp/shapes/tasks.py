@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from mmexp.shapes.scenes import COLOURS, COMBOS, HELD_OUT, SHAPES, Scene, Thing
+from mmexp.shapes.scenes import COLOURS, COMBOS, SHAPES, Scene, Thing, may_occur
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 """LLaVA-1.5 puts this behind the first short question of a conversation."""
@@ -100,7 +100,7 @@ def _existence(scene: Scene, rng: Random) -> Question | None:
     if not shapes:
         return None
     if rng.random() < 0.5:
-        special = [thing for thing in shapes if thing.held_out]
+        special = [thing for thing in shapes if thing.held_out and scene.split == COMBOS]
         thing = rng.choice(special or shapes)
         return Question(type="existence", text=_is_there(thing.pair), answer="yes", about=(thing,))
     colours, names = {thing.colour for thing in scene.things}, {thing.name for thing in shapes}
@@ -108,8 +108,7 @@ def _existence(scene: Scene, rng: Random) -> Question | None:
         (colour, name)
         for colour in COLOURS
         for name in SHAPES
-        if all((t.colour, t.name) != (colour, name) for t in shapes)
-        and (scene.split == COMBOS or (colour, name) not in HELD_OUT)
+        if all((t.colour, t.name) != (colour, name) for t in shapes) and may_occur(scene.split, colour, name)
     ]
     hard = [(colour, name) for colour, name in absent if colour in colours and name in names]
     near = [(colour, name) for colour, name in absent if colour in colours or name in names]

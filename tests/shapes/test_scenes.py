@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import product
 
 import pytest
 
@@ -16,6 +17,7 @@ from mmexp.shapes.scenes import (
     SHAPES,
     SIDES,
     STEP,
+    TEXT,
     Scene,
     Thing,
     draw_scene,
@@ -40,9 +42,15 @@ def test_a_scene_depends_only_on_its_key() -> None:
     assert all(other.things != draw_scene(3, "train", 17).things for other in others)
 
 
-@pytest.mark.parametrize("split", ["train", "heldout_images", "text", "pretrain"])
+@pytest.mark.parametrize("split", ["train", "heldout_images", "pretrain"])
 def test_held_out_pairs_never_occur_outside_their_split(split: str) -> None:
     assert not any(thing.held_out for index in range(1500) for thing in draw_scene(0, split, index).things)
+
+
+def test_words_have_every_pair() -> None:
+    things = [thing for index in range(1500) for thing in draw_scene(0, TEXT, index).things if thing.kind == "shape"]
+    assert {(thing.colour, thing.name) for thing in things} == set(product(COLOURS, SHAPES))
+    assert sum(thing.held_out for thing in things) / len(things) == pytest.approx(len(HELD_OUT) / 36, abs=0.04)
 
 
 def test_every_picture_of_held_out_combinations_has_one_and_all_pairs_occur() -> None:
