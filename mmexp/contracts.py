@@ -35,7 +35,23 @@ class Medium:
     modality: str = "image"
 
 
-Part = Text | Medium
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom as shares (0 to 1) of the upright picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """Boxes in a picture at this place of the turn, with the words for what they show. The template writes them down."""
+
+    boxes: tuple[Box, ...]
+    """At least one; several for several things of one phrase."""
+    phrase: str = ""
+    """What stands in the boxes; empty for boxes alone."""
+    medium: int = 0
+    """Which medium of the conversation they lie in, counted in reading order."""
+
+
+Part = Text | Medium | Region
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +256,25 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+@runtime_checkable
+class Hinted(Protocol):
+    """A dataset that can say how long its rows are without reading them as samples."""
+
+    def hints(self) -> Any:
+        """numpy int32[rows]: white-space words of all turns, negative for a row without media.
+
+        Source: LLaVA's modality lengths, haotian-liu/LLaVA @ c121f04 llava/train/train.py.
+        """
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A dataset whose rows lie in a few large files, so that reading neighbours is much faster than jumping."""
+
+    shard_sizes: tuple[int, ...]
+    """Rows of each shard, in the order of their indices."""
 
 
 @runtime_checkable
