@@ -1,5 +1,6 @@
 """What a person sees of a run: its HTML page, its contact sheet, and tables for the terminal. Reads plain files."""
 
+from mmexp.report.data_page import Example, Kind, write_data_page
 from mmexp.report.entries import Entry, Piece, PreviewEntry
 from mmexp.report.page import write_report
 from mmexp.report.sheet import contact_sheet, preview_sheet
@@ -7,6 +8,8 @@ from mmexp.report.tables import plan_table, results_table, token_view
 
 __all__ = [
     "Entry",
+    "Example",
+    "Kind",
     "Piece",
     "PreviewEntry",
     "contact_sheet",
@@ -14,5 +17,6 @@ __all__ = [
     "preview_sheet",
     "results_table",
     "token_view",
+    "write_data_page",
     "write_report",
 ]

@@ -17,6 +17,7 @@ from mmexp.report.samples import entry_html, load_groups
 from mmexp.report.sheet import contact_sheet
 
 _TEMPLATE = Path(__file__).with_name("page.html")
+_STYLE = Path(__file__).with_name("style.css")
 _NUM_TILES = 12
 
 
@@ -33,6 +34,7 @@ def write_report(run_dir: Path) -> Path:
     name, stage = (str(run.manifest.get(key) or "") for key in ("name", "stage"))
     evaluate = shlex.join(["python", "-m", "mmexp.evaluate", f"run={_near(run_dir)}"])
     html = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        style=_STYLE.read_text(encoding="utf-8"),
         title=escape(" / ".join(filter(None, (name, stage, run_dir.name)))),
         heading=escape(" / ".join(filter(None, (name, stage))) or run_dir.name),
         status=_status(run),

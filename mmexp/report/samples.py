@@ -41,7 +41,7 @@ def load_entry(line: Mapping[str, Any], graded: bool, run_dir: Path) -> Entry:
     score = float(score) if isinstance(score, int | float) else None
     blind = line.get("blind")
     return Entry(
-        image=_load_image(find_image(line.get("image"), run_dir)),
+        image=load_thumbnail(find_image(line.get("image"), run_dir)),
         prompt=str(line.get("prompt") or ""),
         prediction=str(line.get("prediction") or ""),
         target=str(line.get("target") or ""),
@@ -117,7 +117,7 @@ def _spread(lines: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str,
     return [lines[round(index * (len(lines) - 1) / (count - 1))] for index in range(count)]
 
 
-def _load_image(path: Path | None) -> Image.Image | None:
+def load_thumbnail(path: Path | None) -> Image.Image | None:
     """At most `_THUMBNAIL_PX` wide and high. A file that cannot be read shows as missing: the report goes on."""
     if path is None:
         return None
