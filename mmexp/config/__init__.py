@@ -1,21 +1,35 @@
 """From YAML and the command line to checked objects, through one door. Nothing here imports torch."""
 
-from mmexp.config.check import Checked, check, check_own, load_run_config, resolve
+from mmexp.config.check import Checked, check, check_besides, check_own, load_run_config, resolve
 from mmexp.config.cli import Invocation, compose, launch
 from mmexp.config.instantiate import instantiate, registered_targets
 from mmexp.config.paths import conf_dir, parts_dir
 from mmexp.config.redact import localize, redact, redact_overrides, redact_text
-from mmexp.config.spine import ChatConfig, EvaluateConfig, PreviewConfig, RunConfig, StageConfig
+from mmexp.config.spine import (
+    ChatConfig,
+    DataCheckConfig,
+    DataConvertConfig,
+    DataFetchConfig,
+    EvaluateConfig,
+    PreviewConfig,
+    RunConfig,
+    StageConfig,
+    own_keys,
+)
 
 __all__ = [
     "ChatConfig",
     "Checked",
+    "DataCheckConfig",
+    "DataConvertConfig",
+    "DataFetchConfig",
     "EvaluateConfig",
     "Invocation",
     "PreviewConfig",
     "RunConfig",
     "StageConfig",
     "check",
+    "check_besides",
     "check_own",
     "compose",
     "conf_dir",
@@ -23,6 +37,7 @@ __all__ = [
     "launch",
     "load_run_config",
     "localize",
+    "own_keys",
     "parts_dir",
     "redact",
     "redact_overrides",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mmexp.config import typed
 from mmexp.config.instantiate import build
@@ -78,6 +78,16 @@ def check_own(cls: type[_T], cfg: DictConfig | Mapping[str, Any]) -> _T:
     if errors:
         raise ConfigError.collect(errors)
     return own
+
+
+def check_besides(cls: type[_T], cfg: DictConfig) -> _T:
+    """The typed keys that a command takes besides those of a run, for example `check_besides(PreviewConfig, cfg)`.
+
+    Raises:
+        ConfigError: every key that is missing or of the wrong type.
+    """
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    return check_own(cls, {name: cfg[name] for name in names if not OmegaConf.is_missing(cfg, name)})
 
 
 def resolve(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,17 @@ from mmexp.config.help import help_text
 from mmexp.config.instantiate import registered_targets
 from mmexp.config.overrides import CommandLine, understand
 from mmexp.config.paths import conf_dir
+from mmexp.config.spine import DataCheckConfig, DataConvertConfig, DataFetchConfig, PreviewConfig, own_keys
 from mmexp.errors import ConfigError, MmexpError
 
 USER_MISTAKE = 2
-_RUNS = {"train": (), "preview": ("n", "out")}
+RUNS: Mapping[str, tuple[str, ...]] = {
+    "train": (),
+    "preview": own_keys(PreviewConfig),
+    "data_check": own_keys(DataCheckConfig),
+    "data_convert": own_keys(DataConvertConfig),
+    "data_fetch": own_keys(DataFetchConfig),
+}
 """Primary configurations that describe a run, and the keys of their own."""
 _QUIET = (
     "hydra.searchpath=['file://.']",
@@ -110,12 +117,12 @@ def _compose(config_name: str, overrides: list[str], folders: list[Path]) -> Dic
 
 def _report_all(line: CommandLine, config_name: str, folders: list[Path]) -> None:
     """Raises the mistakes of the command line, with those of the rest of it when there is a rest."""
-    if config_name in _RUNS and any(text.startswith("++") and "." in text for text in line.overrides):
+    if config_name in RUNS and any(text.startswith("++") and "." in text for text in line.overrides):
         try:
             cfg = _compose(config_name, line.overrides, folders)
         except (HydraException, OmegaConfBaseException):
             raise ConfigError.collect(line.errors) from None
-        check(cfg, registered_targets(folders), skip=_RUNS[config_name], earlier=line.errors)
+        check(cfg, registered_targets(folders), skip=RUNS[config_name], earlier=line.errors)
     raise ConfigError.collect(line.errors)
 
 
@@ -170,7 +177,7 @@ def _job(module: str, flags: list[str], failed: list[str]) -> None:
     own = [flag for flag in flags if flag not in ("-m", "--multirun")]
     print(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}", flush=True)
     environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
-    done = subprocess.run([sys.executable, "-m", module, *own, *overrides], check=False, env=environment)
+    done = subprocess.run([sys.executable, "-m", *module.split(), *own, *overrides], check=False, env=environment)
     if done.returncode in (130, -2):
         raise KeyboardInterrupt
     if done.returncode:

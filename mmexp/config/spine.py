@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+from mmexp.errors import ConfigError
 
 COMPONENTS = ("encoder", "connector", "llm", "template", "data", "objective", "optim", "trainer")
 """Top-level nodes that hold one component each."""
@@ -12,6 +14,11 @@ COLLECTIONS = ("evaluation", "logger")
 """Top-level nodes that hold any number of components by name."""
 PARTS = ("encoder", "connector", "llm")
 """The parts of a model, which the policy tree names."""
+
+
+def own_keys(cls: type) -> tuple[str, ...]:
+    """Names of the fields of one of the classes here."""
+    return tuple(field.name for field in fields(cls))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +133,44 @@ class RunConfig:
 class PreviewConfig:
     """What `mmexp.preview` takes besides the keys of a run."""
 
-    n: int = 4
+    n: int
     """How many samples."""
-    out: str | None = None
+    out: str | None
     """JSONL file for the samples as token ids; null writes none."""
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ConfigError(f"{self.n}", expected="a number of samples, at least 1", where="n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheckConfig:
+    """What `mmexp.data check` and `stats` take besides the keys of a run."""
+
+    against: tuple[str, ...]
+    """Other annotation files (of any format) that must share no picture and no conversation with the data."""
+    out: str | None
+    """The page; null for `data_check.html` in the working directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConvertConfig:
+    """What `mmexp.data convert` takes besides the keys of a run."""
+
+    to: Literal["llava", "webdataset"]
+    """LLaVA JSON with a folder of pictures, or tar shards."""
+    out: str
+    """New folder."""
+    shard_rows: int
+    """Rows of one shard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFetchConfig:
+    """What `mmexp.data fetch` takes besides the keys of a run."""
+
+    download: bool
+    """Whether to download what is missing; false only lists it."""
 
 
 @dataclass(frozen=True, kw_only=True)

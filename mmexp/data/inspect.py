@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -227,7 +227,10 @@ def _content_hash(medium: Medium) -> str:
 
 
 def _text_hash(sample: Sample) -> str:
-    said = [(turn.role, [part.text if isinstance(part, Text) else "<medium>" for part in turn.parts]) for turn in sample.turns]
+    said = [
+        (turn.role, [part.text if isinstance(part, Text) else "<medium>" for part in turn.parts])
+        for turn in sample.turns
+    ]
     return hashlib.sha256(repr(said).encode()).hexdigest()
 
 

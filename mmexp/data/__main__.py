@@ -1,0 +1,128 @@
+"""Data on the command line: `python -m mmexp.data check|stats|convert|fetch [group=choice ...] [key=value ...]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mmexp.config import (
+    DataCheckConfig,
+    DataConvertConfig,
+    DataFetchConfig,
+    Invocation,
+    check_besides,
+    launch,
+    own_keys,
+)
+
+if TYPE_CHECKING:
+    from mmexp.data.inspect import Inspection
+
+UNUSED = ("evaluation", "optim", "trainer", "logger", "objective")
+"""Nodes of a run that say nothing about its data."""
+
+
+def check(invocation: Invocation) -> None:
+    """Looks at every row; a table, a page with examples, and exit code 1 when there is an error."""
+    report = _inspect(invocation)
+    from pathlib import Path
+
+    from mmexp.data.present import page_of, problem_rows
+    from mmexp.engine import console
+    from mmexp.report import plan_table
+
+    own = check_besides(DataCheckConfig, invocation.cfg)
+    rows = problem_rows(report)
+    if rows:
+        console.print(plan_table(rows, title="problems"))
+    page = page_of(report, Path(own.out or "data_check.html"))
+    console.print(f"{report.num_rows} rows, {report.num_errors} errors, {len(report.problems) - report.num_errors} warnings")
+    console.print(f"page {page}", soft_wrap=True)
+    if report.num_errors:
+        raise SystemExit(1)
+
+
+def stats(invocation: Invocation) -> None:
+    """What a dataset holds: rows, turns, pictures, tokens, and how many of them are supervised."""
+    report = _inspect(invocation)
+    from mmexp.data.present import stat_tables
+    from mmexp.engine import console
+    from mmexp.report import plan_table
+
+    for title, rows in stat_tables(report).items():
+        console.print(plan_table(rows, title=title))
+
+
+def convert(invocation: Invocation) -> None:
+    """Writes the samples as LLaVA JSON or as tar shards, pictures included."""
+    from pathlib import Path
+
+    from mmexp.assemble import experiment
+    from mmexp.data.convert import to_llava, to_webdataset
+    from mmexp.engine import console, setup_logging
+
+    setup_logging()
+    own = check_besides(DataConvertConfig, invocation.cfg)
+    exp = experiment(invocation, skip=(*own_keys(DataConvertConfig), *UNUSED))
+    dataset, template = exp.checked.parts["data"].build(), exp.checked.parts["template"]
+    if own.to == "llava":
+        written = to_llava(dataset, Path(own.out), template)
+    else:
+        written = to_webdataset(dataset, Path(own.out), template, own.shard_rows)
+    console.print(f"{len(dataset)} rows written to {written}", soft_wrap=True)
+
+
+def fetch(invocation: Invocation) -> None:
+    """What a run or recipe needs from elsewhere, with sizes; downloads what a hub has. Exit code 1 when some is missing."""
+    from mmexp.data.fetch import fetch as bring_all
+    from mmexp.data.needs import needs_of
+    from mmexp.data.present import found_row
+    from mmexp.engine import console, setup_logging
+    from mmexp.report import plan_table
+
+    setup_logging()
+    own = check_besides(DataFetchConfig, invocation.cfg)
+    seen = []
+    missing = bring_all(needs_of(invocation), seen.append, own.download)
+    console.print(plan_table([found_row(found) for found in seen], title="needed"))
+    if missing:
+        console.print(f"{len(missing)} of {len(seen)} are missing")
+        raise SystemExit(1)
+
+
+def _inspect(invocation: Invocation) -> Inspection:
+    from mmexp.assemble import experiment
+    from mmexp.data.inspect import inspect_data
+    from mmexp.engine import setup_logging
+
+    setup_logging()
+    own = check_besides(DataCheckConfig, invocation.cfg)
+    exp = experiment(invocation, skip=(*own_keys(DataCheckConfig), *UNUSED))
+    return inspect_data(exp.checked.parts["data"].build(), exp.plan.processor)
+
+
+COMMANDS: dict[str, tuple[Callable[[Invocation], None], str]] = {
+    "check": (check, "data_check"),
+    "stats": (stats, "data_check"),
+    "convert": (convert, "data_convert"),
+    "fetch": (fetch, "data_fetch"),
+}
+"""Per command what it does, and its primary configuration."""
+
+
+def main(args: list[str]) -> None:
+    """Runs the command that the first argument names."""
+    if not args or args[0] not in COMMANDS:
+        lines = "\n".join(f"  {name:<8} {(body.__doc__ or '').splitlines()[0]}" for name, (body, _) in COMMANDS.items())
+        asked_for_help = args[:1] in (["--help"], ["-h"])
+        first = "" if asked_for_help or not args else f"no command {args[0]!r}\n"
+        text = f"{first}python -m mmexp.data COMMAND [group=choice ...] [key=value ...]\n{lines}\n"
+        (sys.stdout if asked_for_help else sys.stderr).write(text)
+        raise SystemExit(0 if asked_for_help else 2)
+    body, config_name = COMMANDS[args[0]]
+    launch(body, config_name=config_name, module=f"mmexp.data {args[0]}", argv=args[1:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
