@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import hydra
@@ -99,13 +100,19 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: str | None =
     if line.errors:
         _report_all(line, config_name, folders)
     if line.has_default_scale:
-        sys.stderr.write("scale=paper, the published size; scale=shapes is the laptop twin of any recipe\n")
+        _say_scale()
     return Invocation(
         cfg=_compose(config_name, line.overrides, folders),
         overrides=list(overrides),
         registered=registered_targets(folders),
         config_dir=config_dir,
     )
+
+
+@cache
+def _say_scale() -> None:
+    """Once a process, however many stages are composed."""
+    sys.stderr.write("scale=paper, the published size; scale=shapes is the laptop twin of any recipe\n")
 
 
 def _compose(config_name: str, overrides: list[str], folders: list[Path]) -> DictConfig:

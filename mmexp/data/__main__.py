@@ -28,7 +28,7 @@ def check(invocation: Invocation) -> None:
     report = _inspect(invocation)
     from pathlib import Path
 
-    from mmexp.data.present import page_of, problem_rows
+    from mmexp.present_data import page_of, problem_rows
     from mmexp.engine import console
     from mmexp.report import plan_table
 
@@ -36,7 +36,7 @@ def check(invocation: Invocation) -> None:
     rows = problem_rows(report)
     if rows:
         console.print(plan_table(rows, title="problems"))
-    page = page_of(report, Path(own.out or "data_check.html"))
+    page = page_of(report, "Data check", Path(own.out or "data_check.html"))
     console.print(f"{report.num_rows} rows, {report.num_errors} errors, {len(report.problems) - report.num_errors} warnings")
     console.print(f"page {page}", soft_wrap=True)
     if report.num_errors:
@@ -46,7 +46,7 @@ def check(invocation: Invocation) -> None:
 def stats(invocation: Invocation) -> None:
     """What a dataset holds: rows, turns, pictures, tokens, and how many of them are supervised."""
     report = _inspect(invocation)
-    from mmexp.data.present import stat_tables
+    from mmexp.present_data import stat_tables
     from mmexp.engine import console
     from mmexp.report import plan_table
 
@@ -76,8 +76,8 @@ def convert(invocation: Invocation) -> None:
 def fetch(invocation: Invocation) -> None:
     """What a run or recipe needs from elsewhere, with sizes; downloads what a hub has. Exit code 1 when some is missing."""
     from mmexp.data.fetch import fetch as bring_all
-    from mmexp.data.needs import needs_of
-    from mmexp.data.present import found_row
+    from mmexp.needs import needs_of
+    from mmexp.present_data import found_row
     from mmexp.engine import console, setup_logging
     from mmexp.report import plan_table
 

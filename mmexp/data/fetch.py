@@ -52,7 +52,7 @@ def look(need: Need) -> Found:
         return Found(need=need, is_here=False, num_bytes=None, remark="not on a hub: yours to provide")
     try:
         return Found(need=need, is_here=False, num_bytes=sum(size for _, size in _files(need)))
-    except OSError as error:  # huggingface_hub's errors of network, access and offline mode are OSErrors
+    except OSError as error:
         return Found(
             need=need,
             is_here=False,
@@ -77,7 +77,7 @@ def bring(need: Need) -> Path:
         folder = snapshot_download(
             need.source, repo_type=need.repo_type, allow_patterns=patterns, local_dir=need.folder, max_workers=4
         )
-    except OSError as error:
+    except Exception as error:  # as in `_files`
         raise DataError(
             f"cannot download {need.source}: {_reason(error)}",
             expected=f"a reachable hub ({os.environ.get('HF_ENDPOINT', 'the default one')}) with access to it",
@@ -124,7 +124,10 @@ def _files(need: Need) -> list[tuple[str, int]]:
 
     if constants.HF_HUB_OFFLINE:
         raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
-    info = HfApi().repo_info(need.source or "", repo_type=need.repo_type, files_metadata=True, timeout=20)
+    try:
+        info = HfApi().repo_info(need.source or "", repo_type=need.repo_type, files_metadata=True, timeout=20)
+    except Exception as error:  # its HTTP library has a family of errors of its own, which changes between releases
+        raise OSError(_reason(error)) from error
     files = [(file.rfilename, file.size or 0) for file in info.siblings or []]
     if need.repo_type == "dataset":
         return [(name, size) for name, size in files if not name.startswith(".")]

@@ -1,0 +1,59 @@
+"""What a run, or every stage of a recipe, needs from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmexp.assemble import Experiment
+from mmexp.config import DataFetchConfig, Invocation, check, compose, own_keys
+from mmexp.data.fetch import Need
+from mmexp.hub import is_local
+
+_BYTES_OF_A_WEIGHT = 2
+"""Published checkpoints of this size are stored in 16 bit."""
+
+
+def needs_of(invocation: Invocation) -> list[Need]:
+    """Checkpoints and files of all stages of the recipe, or of the one run, each once."""
+    stages = list(invocation.cfg.stages) or [None]
+    own = own_keys(DataFetchConfig)
+    found: dict[tuple[Any, ...], Need] = {}
+    for stage in stages:
+        overrides = [text for text in invocation.overrides if text.split("=")[0].lstrip("+~") not in ("stage", *own)]
+        overrides += [f"stage={stage}"] if stage else []
+        composed = compose("train", overrides, invocation.config_dir) if stage else invocation
+        skip = ("evaluation", "optim", "trainer", "logger", "objective", *(own if not stage else ()))
+        for need in _needs(Experiment(check(composed.cfg, composed.registered, skip))):
+            found.setdefault((need.what, need.source, need.file), need)
+    return list(found.values())
+
+
+def _needs(exp: Experiment) -> Iterator[Need]:
+    models = exp.checked.spine.paths.models
+    sizes = _parameter_bytes(exp)
+    for name in ("encoder", "llm"):
+        path = getattr(exp.checked.parts[name], "path", None)
+        if path and not is_local(path):
+            folder = Path(models).expanduser() / path if models else None
+            file = folder / "config.json" if folder else None
+            yield Need(what=name, source=path, folder=folder, file=file, estimate_bytes=sizes.get(name))
+    data = exp.checked.parts["data"]
+    if getattr(data, "prepare", None) is not None:
+        return  # makes its own files
+    for key in ("path", "image_root"):
+        place = getattr(data, key, None)
+        if place is not None:
+            file = Path(place).expanduser()
+            source = getattr(data, "source", None)
+            yield Need(what=f"data.{key} ({exp.checked.spine.stage.name})", source=source, repo_type="dataset",
+                       folder=file.parent if key == "path" else None, file=file)  # fmt: skip
+
+
+def _parameter_bytes(exp: Experiment) -> dict[str, int]:
+    model = exp.plan.empty()
+    return {
+        name: sum(parameter.numel() for parameter in module.parameters()) * _BYTES_OF_A_WEIGHT
+        for name, module in model.parts().items()
+    }

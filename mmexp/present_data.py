@@ -1,0 +1,118 @@
+"""What the commands on data show: tables for the terminal, and the page of a check."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmexp.data.inspect import KINDS, Inspection, Problem
+from mmexp.report import Example, Kind, write_data_page
+
+if TYPE_CHECKING:
+    from mmexp.data.fetch import Found
+
+NUM_EXAMPLES = 12
+"""Rows shown of each kind of problem."""
+_EDGES = (0, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+Rows = list[dict[str, Any]]
+
+
+def problem_rows(report: Inspection) -> Rows:
+    """One line for each kind of problem, gravest first, with the first row that has it."""
+    rows = []
+    for kind, count in report.counts.items():
+        severity, meaning = KINDS[kind]
+        first = next(problem for problem in report.problems if problem.kind == kind)
+        example = f"{first.id}: {first.detail.splitlines()[0]}"
+        rows.append({"problem": kind, "rows": count, "is": severity, "meaning": meaning, "for example": example})
+    return rows
+
+
+def page_of(report: Inspection, title: str, path: Path) -> Path:
+    """Writes the page of a check."""
+    kinds = []
+    for name, count in report.counts.items():
+        severity, meaning = KINDS[name]
+        examples = [_example(problem) for problem in report.problems if problem.kind == name][:NUM_EXAMPLES]
+        kinds.append(Kind(name=name, meaning=meaning, grave=severity == "error", count=count, examples=examples))
+    facts = {row["what"]: str(row["value"]) for row in totals(report)}
+    return write_data_page(path, title, facts, kinds, histograms(report))
+
+
+def totals(report: Inspection) -> Rows:
+    """The sums of a dataset."""
+    facts = {
+        "rows": report.num_rows,
+        "turns": sum(report.num_turns),
+        "pictures": sum(report.num_media),
+        "rows without a picture": sum(number == 0 for number in report.num_media),
+        "tokens": sum(report.lengths),
+        "supervised tokens": sum(report.supervised),
+        "longest row in tokens": max(report.lengths, default=0),
+        "median row in tokens": round(statistics.median(report.lengths or [0])),
+    }
+    parts = {f"rows of {name}": count for name, count in report.datasets.items()} if len(report.datasets) > 1 else {}
+    return [{"what": name, "value": f"{value:,}"} for name, value in {**facts, **parts}.items()]
+
+
+def histograms(report: Inspection) -> dict[str, dict[str, int]]:
+    """Per title how many rows (pictures) lie in which range."""
+    shapes = Counter(_shape(*size) for size in report.sizes.elements())
+    return {
+        "supervised tokens of a row": ranges(report.supervised),
+        "tokens of a row, slots included": ranges(report.lengths),
+        "turns of a row": ranges(report.num_turns),
+        "pictures of a row": {str(number): count for number, count in sorted(Counter(report.num_media).items())},
+        "longer side of a picture in pixels": ranges([max(size) for size in report.sizes.elements()]),
+        "shape of a picture": dict(shapes.most_common()),
+    }
+
+
+def stat_tables(report: Inspection) -> dict[str, Rows]:
+    """Totals and histograms as tables."""
+    tables = {"totals": totals(report)}
+    for title, counts in histograms(report).items():
+        if counts:
+            tables[title] = [{"range": name, "rows": count} for name, count in counts.items()]
+    return tables
+
+
+def ranges(numbers: Sequence[int]) -> dict[str, int]:
+    """How many of the numbers lie in ranges such as `9-16`; empty ranges between others stay."""
+    bounds = [(low + 1, high) for low, high in zip(_EDGES, _EDGES[1:], strict=False)]
+    names = ["0", *(f"{low}-{high}" for low, high in bounds), f">{_EDGES[-1]}"]
+    counts = [0] * len(names)
+    for number in numbers:
+        counts[sum(number > edge for edge in _EDGES)] += 1
+    used = [index for index, count in enumerate(counts) if count]
+    return {names[index]: counts[index] for index in range(used[0], used[-1] + 1)} if used else {}
+
+
+def found_row(found: Found) -> dict[str, Any]:
+    """How one need stands."""
+    need = found.need
+    size = "" if found.is_here or found.num_bytes is None else f"{'about ' * found.is_estimate}{_size(found.num_bytes)}"
+    place = need.file or need.folder or "the Hugging Face cache"
+    state = "here" if found.is_here else "missing"
+    return {"for": need.what, "source": need.source or "", "goes to": str(place), "state": state, "to download": size,
+            "remark": found.remark}  # fmt: skip
+
+
+def _example(problem: Problem) -> Example:
+    name = f"{problem.dataset} {problem.id}".strip()
+    return Example(id=name, detail=problem.detail, text=problem.text, file=problem.file)
+
+
+def _shape(width: int, height: int) -> str:
+    ratio = width / height
+    return "square" if 0.95 <= ratio <= 1.05 else "wide" if ratio > 1 else "tall"
+
+
+def _size(num_bytes: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes / 1e3:.0f} kB"
