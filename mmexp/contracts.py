@@ -41,7 +41,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """Boxes in a picture at this place of the turn, with the words for what they show. The template writes them down."""
+    """Boxes in a picture at this place of the turn, with the words for what they show. The template writes them."""
 
     boxes: tuple[Box, ...]
     """At least one; several for several things of one phrase."""

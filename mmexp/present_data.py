@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ def stat_tables(report: Inspection) -> dict[str, Rows]:
 
 def ranges(numbers: Sequence[int]) -> dict[str, int]:
     """How many of the numbers lie in ranges such as `9-16`; empty ranges between others stay."""
-    bounds = [(low + 1, high) for low, high in zip(_EDGES, _EDGES[1:], strict=False)]
+    bounds = [(low + 1, high) for low, high in pairwise(_EDGES)]
     names = ["0", *(f"{low}-{high}" for low, high in bounds), f">{_EDGES[-1]}"]
     counts = [0] * len(names)
     for number in numbers:
@@ -91,14 +92,16 @@ def ranges(numbers: Sequence[int]) -> dict[str, int]:
     return {names[index]: counts[index] for index in range(used[0], used[-1] + 1)} if used else {}
 
 
-def found_row(found: Found) -> dict[str, Any]:
-    """How one need stands."""
+def found_line(found: Found) -> str:
+    """How one need stands: `missing  llm: lmsys/vicuna-7b-v1.5, about 13.5 GB, into the Hugging Face cache`."""
     need = found.need
-    size = "" if found.is_here or found.num_bytes is None else f"{'about ' * found.is_estimate}{_size(found.num_bytes)}"
-    place = need.file or need.folder or "the Hugging Face cache"
-    state = "here" if found.is_here else "missing"
-    return {"for": need.what, "source": need.source or "", "goes to": str(place), "state": state, "to download": size,
-            "remark": found.remark}  # fmt: skip
+    place = str(need.file or need.folder or "the Hugging Face cache")
+    if found.is_here:
+        return f"here     {need.what}: {need.source or place}"
+    size = "size unknown" if found.num_bytes is None else f"{'about ' * found.is_estimate}{_size(found.num_bytes)}"
+    remark = f" ({found.remark})" if found.remark else ""
+    what = f"{need.source}, {size}, into {place}" if need.source else place
+    return f"missing  {need.what}: {what}{remark}"
 
 
 def _example(problem: Problem) -> Example:

@@ -25,19 +25,19 @@ UNUSED = ("evaluation", "optim", "trainer", "logger", "objective")
 
 def check(invocation: Invocation) -> None:
     """Looks at every row; a table, a page with examples, and exit code 1 when there is an error."""
-    report = _inspect(invocation)
     from pathlib import Path
 
-    from mmexp.present_data import page_of, problem_rows
     from mmexp.engine import console
+    from mmexp.present_data import page_of, problem_rows
     from mmexp.report import plan_table
 
-    own = check_besides(DataCheckConfig, invocation.cfg)
+    report, own = _inspect(invocation)
     rows = problem_rows(report)
     if rows:
         console.print(plan_table(rows, title="problems"))
     page = page_of(report, "Data check", Path(own.out or "data_check.html"))
-    console.print(f"{report.num_rows} rows, {report.num_errors} errors, {len(report.problems) - report.num_errors} warnings")
+    num_warnings = len(report.problems) - report.num_errors
+    console.print(f"{report.num_rows} rows, {report.num_errors} errors, {num_warnings} warnings")
     console.print(f"page {page}", soft_wrap=True)
     if report.num_errors:
         raise SystemExit(1)
@@ -45,11 +45,11 @@ def check(invocation: Invocation) -> None:
 
 def stats(invocation: Invocation) -> None:
     """What a dataset holds: rows, turns, pictures, tokens, and how many of them are supervised."""
-    report = _inspect(invocation)
-    from mmexp.present_data import stat_tables
     from mmexp.engine import console
+    from mmexp.present_data import stat_tables
     from mmexp.report import plan_table
 
+    report, _ = _inspect(invocation)
     for title, rows in stat_tables(report).items():
         console.print(plan_table(rows, title=title))
 
@@ -74,24 +74,22 @@ def convert(invocation: Invocation) -> None:
 
 
 def fetch(invocation: Invocation) -> None:
-    """What a run or recipe needs from elsewhere, with sizes; downloads what a hub has. Exit code 1 when some is missing."""
+    """What a run or recipe needs from elsewhere, with sizes; downloads what a hub has. Exit code 1 if some is missing."""
     from mmexp.data.fetch import fetch as bring_all
-    from mmexp.needs import needs_of
-    from mmexp.present_data import found_row
     from mmexp.engine import console, setup_logging
-    from mmexp.report import plan_table
+    from mmexp.needs import needs_of
+    from mmexp.present_data import found_line
 
     setup_logging()
     own = check_besides(DataFetchConfig, invocation.cfg)
-    seen = []
-    missing = bring_all(needs_of(invocation), seen.append, own.download)
-    console.print(plan_table([found_row(found) for found in seen], title="needed"))
+    needs = needs_of(invocation)
+    missing = bring_all(needs, lambda found: console.print(found_line(found), soft_wrap=True), own.download)
+    console.print(f"{len(missing)} of {len(needs)} are missing" if needs else "nothing is needed from elsewhere")
     if missing:
-        console.print(f"{len(missing)} of {len(seen)} are missing")
         raise SystemExit(1)
 
 
-def _inspect(invocation: Invocation) -> Inspection:
+def _inspect(invocation: Invocation) -> tuple[Inspection, DataCheckConfig]:
     from mmexp.assemble import experiment
     from mmexp.data.inspect import inspect_data
     from mmexp.engine import setup_logging
@@ -99,7 +97,7 @@ def _inspect(invocation: Invocation) -> Inspection:
     setup_logging()
     own = check_besides(DataCheckConfig, invocation.cfg)
     exp = experiment(invocation, skip=(*own_keys(DataCheckConfig), *UNUSED))
-    return inspect_data(exp.checked.parts["data"].build(), exp.plan.processor)
+    return inspect_data(exp.checked.parts["data"].build(), exp.plan.processor), own
 
 
 COMMANDS: dict[str, tuple[Callable[[Invocation], None], str]] = {

@@ -52,7 +52,7 @@ def to_llava(dataset: Dataset, out: Path, write_region: WriteRegion) -> Path:
 def to_webdataset(dataset: Dataset, out: Path, write_region: WriteRegion, shard_rows: int = 1000) -> Path:
     """Writes `00000.tar`, ... and `manifest.json` (rows, bytes and SHA-256 of each shard) below the new folder `out`.
 
-    A sample is `<number>.json` (a LLaVA row) with its pictures as `<number>.jpg`, or `<number>.0.jpg`, `<number>.1.jpg`.
+    A sample is `<number>.json` (a LLaVA row) with its picture as `<number>.jpg`, several as `<number>.0.jpg`, ...
 
     Raises:
         DataError: as `to_llava`.
@@ -67,7 +67,7 @@ def to_webdataset(dataset: Dataset, out: Path, write_region: WriteRegion, shard_
         path = out / f"{number:05d}.tar"
         count = 0
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for count, sample in zip(range(1, shard_rows + 1), rows, strict=False):  # noqa: B007  # the last one is used
+            for count, sample in zip(range(1, shard_rows + 1), rows, strict=False):
                 _add_sample(tar, f"{number * shard_rows + count - 1:09d}", sample, write_region)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -120,7 +120,10 @@ def _row(sample: Sample, images: list[str], write_region: WriteRegion) -> dict[s
     if images:
         row["image"] = images[0] if len(images) == 1 else images
     row["conversations"] = [
-        {"from": _ROLES[turn.role], "value": "".join(_text(part, turn.role, sample, write_region) for part in turn.parts)}
+        {
+            "from": _ROLES[turn.role],
+            "value": "".join(_text(part, turn.role, sample, write_region) for part in turn.parts),
+        }
         for turn in sample.turns
     ]
     return row | {key: value for key, value in sample.meta.items() if key not in row and _is_json(value)}
