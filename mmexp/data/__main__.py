@@ -74,7 +74,7 @@ def convert(invocation: Invocation) -> None:
 
 
 def fetch(invocation: Invocation) -> None:
-    """What a run or recipe needs from elsewhere, with sizes; downloads what a hub has. Exit code 1 if some is missing."""
+    """What a run or recipe needs from elsewhere, with sizes; downloads what a hub has. Exit code 1: some is missing."""
     from mmexp.data.fetch import fetch as bring_all
     from mmexp.engine import console, setup_logging
     from mmexp.needs import needs_of

@@ -15,6 +15,8 @@ from mmexp.report.entries import Box, Entry
 from mmexp.report.read import Run, find_image
 
 _THUMBNAIL_PX = 320
+_MAX_PIXELS = 64_000_000
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 def pick(lines: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
@@ -122,10 +124,12 @@ def load_thumbnail(path: Path | None) -> Image.Image | None:
     if path is None:
         return None
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                return None
             image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
             return image.convert("RGB")
-    except OSError:
+    except Exception:  # decoders of foreign bytes raise nearly anything: SyntaxError, struct.error, ...
         return None
 
 
