@@ -5,6 +5,7 @@ Nothing here knows a model; lengths, labels and slots are decided here, on the C
 
 from mmexp.prompt.image import load_image
 from mmexp.prompt.processor import Layout, Processor, TooLongError, describe
+from mmexp.prompt.region import RegionFormat
 from mmexp.prompt.template import ChatTemplate
 from mmexp.prompt.tokenizer import Encoded, SegmentTokenizer
 
@@ -13,6 +14,7 @@ __all__ = [
     "Encoded",
     "Layout",
     "Processor",
+    "RegionFormat",
     "SegmentTokenizer",
     "TooLongError",
     "describe",

@@ -119,7 +119,10 @@ class Processor:
 
     def _encode(self, turns: Sequence[Turn], sample: Sample, generation_prompt: bool = False) -> Encoded:
         try:
-            return self.tokenizer.encode(self.template.render(turns, generation_prompt), self.slot_lengths)
+            segments = self.template.render(turns, generation_prompt, key=sample.id)
+            encoded = self.tokenizer.encode(segments, self.slot_lengths)
+            encoded.limit_answers(self.template.max_answer_tokens, self.template.answer_cut)
+            return encoded
         except DataError as error:
             raise DataError(error.found, expected=error.expected, where=describe(sample), fix=error.fix) from None
 
@@ -148,6 +151,7 @@ class Processor:
             runs=tuple(encoded.runs),
             media={modality: tuple(values) for modality, values in media.items()},
             num_dropped_turns=layout.num_dropped_turns,
+            num_cut_tokens=encoded.num_cut_tokens,
             meta=sample.meta,
         )
 
