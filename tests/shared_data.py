@@ -34,6 +34,14 @@ def load_tokenizer(name: str) -> Any:
     return _tokenizer(str(shared("tokenizers", name)))
 
 
+@functools.cache
+def segment_tokenizer(name: str, *new_tokens: str) -> Any:
+    """Our tokenizer around a real one, built once."""
+    from mmexp.prompt import SegmentTokenizer
+
+    return SegmentTokenizer(load_tokenizer(name), new_tokens)
+
+
 def load_template(name: str, **changes: Any) -> Any:
     """A template of conf/template."""
     from mmexp.prompt import ChatTemplate, RegionFormat

@@ -4,6 +4,7 @@ Nothing here knows a model; lengths, labels and slots are decided here, on the C
 """
 
 from mmexp.prompt.image import load_image
+from mmexp.prompt.jinja import to_jinja
 from mmexp.prompt.processor import Layout, Processor, TooLongError, describe
 from mmexp.prompt.region import RegionFormat
 from mmexp.prompt.template import ChatTemplate
@@ -19,4 +20,5 @@ __all__ = [
     "TooLongError",
     "describe",
     "load_image",
+    "to_jinja",
 ]

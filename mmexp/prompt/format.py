@@ -33,7 +33,7 @@ def parse_format(text: str) -> tuple[Piece, ...]:
     1, and `{phrase}`, `{boxes}`, `{x1}`, `{y1}`, `{x2}`, `{y2}` belong to regions. Control tokens: `{bos}` and `{eos}`
     by role, any other name in braces (`{<|im_start|>}`) by its literal name; with a question mark (`{bos?}`) nothing is
     written for a tokenizer that lacks it. Switches: `{piece}` tokenises what follows on its own, as at the start of a
-    text; `{loss}` and `{/loss}` turn supervision on and off until the end of the format. `{{` and `}}` are plain braces.
+    text; `{loss}` and `{/loss}` turn supervision on and off until the end of the format. `{{` and `}}` are braces.
 
     Raises:
         ConfigError: a brace that belongs to no mark.

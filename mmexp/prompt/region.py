@@ -21,8 +21,8 @@ _NUMBER = r"\s*(-?\d+(?:\.\d+)?|-?\.\d+)\s*"
 class RegionFormat:
     """How a region is written: the words for it, its boxes, and the numbers of a box. Formats: see `parse_format`.
 
-    Sources: Qwen-VL README; MiniGPT-v2 section 3 and Vision-CAIR/MiniGPT-4 @ d94738a coco_dataset.py; OpenGVLab/InternVL
-    @ 2410d1d eval/refcoco/evaluate_grounding.py; CogVLM section 2.2.
+    Sources: Qwen-VL README; MiniGPT-v2 section 3 and Vision-CAIR/MiniGPT-4 @ d94738a coco_dataset.py;
+    OpenGVLab/InternVL @ 2410d1d eval/refcoco/evaluate_grounding.py; CogVLM section 2.2.
     """
 
     with_phrase: str = "{phrase} {boxes}"
