@@ -141,7 +141,7 @@ class Plan:
                 f"the tokenizer has {largest} tokens" + (f", {added} added by the template" if added else ""),
                 expected=f"at most {self.spec.vocab_size}, the rows of the LLM's embedding table",
                 where="llm",
-                fix="an LLM whose embedding has rows for them, or a template without them (template.new_tokens=[])"
+                fix=f"an LLM whose embedding has rows for them, or a template that needs no {tokenizer.new_tokens[0]}"
                 if added
                 else "use the tokenizer that belongs to these weights",
             )

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmexp.contracts import IGNORE, Item, Medium, Sample, Turn
 from mmexp.errors import DataError, MmexpError
+from mmexp.prompt.encoded import Encoded
 from mmexp.prompt.image import load_image
 from mmexp.prompt.template import ChatTemplate
-from mmexp.prompt.tokenizer import Encoded, SegmentTokenizer
+from mmexp.prompt.tokenizer import SegmentTokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor

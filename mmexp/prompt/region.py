@@ -112,7 +112,7 @@ class RegionFormat:
                 expected="left, top, right, bottom with left <= right and top <= bottom",
                 fix="COCO's boxes are left, top, width, height: add the first two to the last two",
             )
-        sides = dict(zip(_SIDES, map(self.number, box), strict=True))
+        sides: dict[str, str] = dict(zip(_SIDES, map(self.number, box), strict=True))
         return [Piece("text", sides[p.value]) if p.kind == "value" else p for p in parse_format(self.box)]
 
     def parse(self, text: str) -> tuple[Box, ...]:

@@ -58,7 +58,7 @@ def assert_equal(found, expected, row) -> None:
 
 
 def test_vicuna_v0():
-    """The published code counts lengths of blocks; it goes astray where a block alone has other tokens than in place."""
+    """The published code counts the lengths of blocks tokenised alone, each with a BOS that makes up for the cut."""
     llama, system = load_tokenizer("llama2"), load_template("vicuna_v0").default_system
     compared = 0
     for row in rows():
