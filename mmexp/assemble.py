@@ -16,7 +16,7 @@ import yaml
 from mmexp.config import Checked, Invocation, check, load_run_config, redact, redact_overrides
 from mmexp.engine.manifest import RunDir, open_run_dir, provenance, write_text
 from mmexp.errors import CheckpointError, ConfigError
-from mmexp.model import InputPlan, Plan
+from mmexp.model import InputPlan, Plan, PromptPlan
 from mmexp.tuning import LoraSettings
 
 if TYPE_CHECKING:
@@ -34,17 +34,14 @@ class Experiment:
     @cached_property
     def plan(self) -> Plan:
         """The model before it is built."""
-        parts, processor = self.checked.parts, self.checked.spine.processor
-        inputs = {}
-        if parts["encoder"] is not None:
-            inputs["image"] = InputPlan(encoder=parts["encoder"], connector=parts["connector"])
-        return Plan(
-            inputs=inputs,
-            llm=parts["llm"],
-            template=parts["template"],
-            image_fit=processor.image_fit,
-            max_length_tokens=processor.max_length_tokens,
-        )
+        return Plan(**self._plan_fields())
+
+    @cached_property
+    def prompt(self) -> PromptPlan:
+        """What samples become. Where `llm.tokenizer` is given, the LLM itself may be missing and is not looked at."""
+        if getattr(self.checked.parts["llm"], "tokenizer", None) is None:
+            return self.plan.checked_prompt
+        return PromptPlan(**self._plan_fields())
 
     @property
     def benchmarks(self) -> dict[str, BenchmarkConfig]:
@@ -120,6 +117,19 @@ class Experiment:
         load_weights(model.parts(), run)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return Generator(model.eval().to(device), self.plan)
+
+    def _plan_fields(self) -> dict[str, Any]:
+        parts, processor = self.checked.parts, self.checked.spine.processor
+        inputs = {}
+        if parts["encoder"] is not None:
+            inputs["image"] = InputPlan(encoder=parts["encoder"], connector=parts["connector"])
+        return {
+            "inputs": inputs,
+            "llm": parts["llm"],
+            "template": parts["template"],
+            "image_fit": processor.image_fit,
+            "max_length_tokens": processor.max_length_tokens,
+        }
 
     def _component_nodes(self) -> list[Mapping[str, Any]]:
         return [self.checked.plain[name] for name in ("encoder", "connector", "llm") if self.checked.plain.get(name)]

@@ -94,6 +94,9 @@ class Segment:
     medium: Medium | None = None
     supervised: bool = False
     """Whether the tokens of this piece carry loss."""
+    fresh: bool | None = None
+    """True: from here on text is tokenised on its own, as at a string's start; false: as the middle of a string. A
+    segment with nothing else is such a border. None: no border here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,8 @@ class Item:
     """Per modality the transformed values; an image is float32[3, H, W]."""
     num_dropped_turns: int = 0
     """Turns cut from the end because the sample was longer than the limit."""
+    num_cut_tokens: int = 0
+    """Tokens cut from answers because the template limits them (`ChatTemplate.max_answer_tokens`)."""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from mmexp.assemble import Experiment
     from mmexp.engine import RunDir
     from mmexp.evaluation.runner import Results
-    from mmexp.model import Plan
+    from mmexp.model import PromptPlan
     from mmexp.tuning import TrainedPart
 
 
 def preview_items(exp: Experiment, count: int) -> tuple[list[dict[str, Any]], list[PreviewEntry]]:
     """Evenly spaced samples of the training data: as plain JSON values, and as pictures with text."""
-    dataset, plan = exp.checked.parts["data"].build(), exp.plan
+    dataset, plan = exp.checked.parts["data"].build(), exp.prompt
     lines, entries = [], []
     for index in (number * len(dataset) // count for number in range(min(count, len(dataset)))):
         item = plan.processor.encode(dataset[index])
@@ -33,11 +33,13 @@ def preview_items(exp: Experiment, count: int) -> tuple[list[dict[str, Any]], li
         images = [transforms[m].restore(value) for m, values in item.media.items() for value in values]
         slots = sum(run.length for run in item.runs)
         counts = f"{len(ids)} tokens, {slots} slots, {item.num_supervised} supervised"
+        counts += f", {item.num_dropped_turns} turns dropped" if item.num_dropped_turns else ""
+        counts += f", {item.num_cut_tokens} answer tokens cut" if item.num_cut_tokens else ""
         entries.append(PreviewEntry(id=item.id, images=images, pieces=_pieces(item, plan), counts=counts))
     return lines, entries
 
 
-def _pieces(item: Item, plan: Plan) -> list[Piece]:
+def _pieces(item: Item, plan: PromptPlan) -> list[Piece]:
     """The item's tokens as text again, cut where supervision or slots begin and end."""
     slot_of = {run.start + step: (index, run) for index, run in enumerate(item.runs) for step in range(run.length)}
     keys = [

@@ -34,15 +34,35 @@ def load_tokenizer(name: str) -> Any:
     return _tokenizer(str(shared("tokenizers", name)))
 
 
+@functools.cache
+def segment_tokenizer(name: str, *new_tokens: str) -> Any:
+    """Our tokenizer around a real one, built once."""
+    from mmexp.prompt import SegmentTokenizer
+
+    return SegmentTokenizer(load_tokenizer(name), new_tokens)
+
+
 def load_template(name: str, **changes: Any) -> Any:
     """A template of conf/template."""
+    from mmexp.prompt import ChatTemplate, RegionFormat
+
+    fields = {**_template_fields(name), **changes}
+    for key in ("prompts", "new_tokens"):
+        fields[key] = tuple(fields.get(key, ()))
+    region = fields.pop("region", {})
+    return ChatTemplate(**fields, region=region if isinstance(region, RegionFormat) else RegionFormat(**region))
+
+
+def _template_fields(name: str) -> dict[str, Any]:
+    """The settings of a file, on top of those of the files it starts from."""
     import yaml
 
-    from mmexp.prompt import ChatTemplate
-
-    fields = yaml.safe_load((ROOT / "conf/template" / f"{name}.yaml").read_text())
-    fields.pop("_target_")
-    return ChatTemplate(**{**fields, **changes})
+    own = yaml.safe_load((ROOT / "conf/template" / f"{name}.yaml").read_text(encoding="utf-8"))
+    fields: dict[str, Any] = {}
+    for base in own.pop("defaults", []):
+        fields |= _template_fields(base)
+    own.pop("_target_", None)
+    return fields | own
 
 
 def load_rows(*parts: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -26,8 +27,8 @@ class CausalConfig:
 
     path: str
     """Hub id or folder of a transformers checkpoint."""
-    tokenizer_path: str | None = None
-    """Where the tokenizer is, when it is not beside the weights."""
+    tokenizer: str | None = None
+    """Hub id or folder of the tokenizer, when it is not beside the weights. With it `mmexp.preview` needs no LLM."""
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -41,10 +42,11 @@ class CausalConfig:
     def load_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        source = self.tokenizer_path or self.path
+        source = self.path if self.tokenizer is None else self.tokenizer
+        local = hub.resolve(source, "llm") if self.tokenizer is None else _tokenizer_folder(source)
+        revision = self.revision if self.tokenizer is None else None
         try:
-            local = hub.resolve(source, "llm") if self.tokenizer_path is None else source
-            return AutoTokenizer.from_pretrained(local, revision=self.revision, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(local, revision=revision, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise hub.unavailable(source, error, "llm", CheckpointError) from error
 
@@ -81,6 +83,25 @@ class CausalConfig:
         if "model_type" not in raw:
             raise ConfigError(f"{self.path}: config.json has no model_type", where="llm.path")
         return AutoConfig.for_model(**raw)
+
+
+def _tokenizer_folder(source: str) -> str:
+    """The folder of a tokenizer alone (no config.json is needed), or the hub id as it is.
+
+    Raises:
+        ConfigError: written as a folder that does not exist or holds no tokenizer.
+    """
+    folder = Path(source).expanduser()
+    if not hub.is_local(source):
+        return source
+    if not folder.is_dir():
+        raise ConfigError(f"no such folder: {source}", where="llm.tokenizer",
+                          fix="check the path, or give a hub id owner/name")  # fmt: skip
+    if not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+        names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        raise ConfigError(f"{source} holds {names}", expected="a folder with tokenizer.json or tokenizer_config.json",
+                          where="llm.tokenizer")  # fmt: skip
+    return str(folder)
 
 
 def spec_of(config: PretrainedConfig) -> LlmSpec:

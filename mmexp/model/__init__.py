@@ -1,6 +1,6 @@
 """The model and its plan: configs to shapes to modules, and one forward pass that training and evaluation share."""
 
 from mmexp.model.multimodal import Branch, MultimodalModel
-from mmexp.model.plan import InputPlan, Plan
+from mmexp.model.plan import InputPlan, Plan, PromptPlan
 
-__all__ = ["Branch", "InputPlan", "MultimodalModel", "Plan"]
+__all__ = ["Branch", "InputPlan", "MultimodalModel", "Plan", "PromptPlan"]

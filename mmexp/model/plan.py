@@ -40,6 +40,53 @@ class InputPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptPlan:
+    """What samples become before any model sees them: all that a preview needs. The LLM gives its tokenizer only.
+
+    Raises:
+        ConfigError: on construction, when one medium alone is longer than a sample may be.
+    """
+
+    inputs: Mapping[str, InputPlan]
+    llm: LlmConfig
+    template: ChatTemplate
+    image_fit: Fit = "crop"
+    """How pictures become squares: crop, pad or squash."""
+    max_length_tokens: int = 2048
+    """Longest sample in tokens, soft tokens included."""
+
+    def __post_init__(self) -> None:
+        for modality, branch in self.inputs.items():
+            if branch.num_soft_tokens >= self.max_length_tokens:
+                raise ConfigError(
+                    f"{self.max_length_tokens}",
+                    expected=f"more than the {branch.num_soft_tokens} soft tokens of one {modality}",
+                    where="processor.max_length_tokens",
+                )
+
+    @cached_property
+    def tokenizer(self) -> SegmentTokenizer:
+        """The LLM's tokenizer with the special tokens that the template adds."""
+        return SegmentTokenizer(self.llm.load_tokenizer(), self.template.new_tokens)
+
+    @cached_property
+    def transforms(self) -> dict[str, Callable[[Any], torch.Tensor]]:
+        """Per modality the function from a raw medium to the encoder's values."""
+        return {modality: branch.encoder.transform(self.image_fit) for modality, branch in self.inputs.items()}
+
+    @cached_property
+    def processor(self) -> Processor:
+        """Samples to items; data workers get this and no module."""
+        return Processor(
+            template=self.template,
+            tokenizer=self.tokenizer,
+            transforms=self.transforms,
+            slot_lengths={modality: branch.num_soft_tokens for modality, branch in self.inputs.items()},
+            max_length_tokens=self.max_length_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that follows from the component configs: shapes, token counts, processor, and how to build.
 
@@ -64,50 +111,57 @@ class Plan:
                 expected=f"at most {self.spec.max_length_tokens}, the LLM's longest sequence",
                 where="processor.max_length_tokens",
             )
-        for modality, branch in self.inputs.items():
-            if branch.num_soft_tokens >= self.max_length_tokens:
-                raise ConfigError(
-                    f"{self.max_length_tokens}",
-                    expected=f"more than the {branch.num_soft_tokens} soft tokens of one {modality}",
-                    where="processor.max_length_tokens",
-                )
+        for branch in self.prompt.inputs.values():
             with torch.device("meta"):
                 branch.connector.build(branch.spec, self.spec.width)
 
     @cached_property
+    def prompt(self) -> PromptPlan:
+        """The part of the plan that needs no LLM."""
+        return PromptPlan(
+            inputs=self.inputs,
+            llm=self.llm,
+            template=self.template,
+            image_fit=self.image_fit,
+            max_length_tokens=self.max_length_tokens,
+        )
+
+    @property
     def hf_tokenizer(self) -> Any:
-        """The tokenizer as transformers loads it; generation decodes with it."""
-        return self.llm.load_tokenizer()
+        """The tokenizer as transformers has it; generation decodes with it."""
+        return self.tokenizer.hf
 
     @cached_property
     def tokenizer(self) -> SegmentTokenizer:
-        """The LLM's tokenizer, checked against the template and the embedding table."""
-        tokenizer = SegmentTokenizer(self.hf_tokenizer)
-        largest = tokenizer.vocab_size
+        """The LLM's tokenizer, checked against the embedding table."""
+        tokenizer = self.prompt.tokenizer
+        largest, added = tokenizer.vocab_size, ", ".join(tokenizer.new_tokens)
         if largest > self.spec.vocab_size:
             raise ConfigError(
-                f"the tokenizer has {largest} tokens",
+                f"the tokenizer has {largest} tokens" + (f", {added} added by the template" if added else ""),
                 expected=f"at most {self.spec.vocab_size}, the rows of the LLM's embedding table",
                 where="llm",
-                fix="use the tokenizer that belongs to these weights",
+                fix=f"an LLM whose embedding has rows for them, or a template that needs no {tokenizer.new_tokens[0]}"
+                if added
+                else "use the tokenizer that belongs to these weights",
             )
         return tokenizer
 
-    @cached_property
+    @property
+    def checked_prompt(self) -> PromptPlan:
+        """`prompt`, once its tokenizer is known to fit the embedding table."""
+        _ = self.tokenizer
+        return self.prompt
+
+    @property
     def transforms(self) -> dict[str, Callable[[Any], torch.Tensor]]:
         """Per modality the function from a raw medium to the encoder's values."""
-        return {modality: branch.encoder.transform(self.image_fit) for modality, branch in self.inputs.items()}
+        return self.prompt.transforms
 
-    @cached_property
+    @property
     def processor(self) -> Processor:
         """Samples to items; data workers get this and no module."""
-        return Processor(
-            template=self.template,
-            tokenizer=self.tokenizer,
-            transforms=self.transforms,
-            slot_lengths={modality: branch.num_soft_tokens for modality, branch in self.inputs.items()},
-            max_length_tokens=self.max_length_tokens,
-        )
+        return self.checked_prompt.processor
 
     def build(self) -> MultimodalModel:
         """The model with its base weights."""

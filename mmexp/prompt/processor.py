@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmexp.contracts import IGNORE, Item, Medium, Sample, Turn
 from mmexp.errors import DataError, MmexpError
+from mmexp.prompt.encoded import Encoded
 from mmexp.prompt.image import load_image
 from mmexp.prompt.template import ChatTemplate
-from mmexp.prompt.tokenizer import Encoded, SegmentTokenizer
+from mmexp.prompt.tokenizer import SegmentTokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +120,10 @@ class Processor:
 
     def _encode(self, turns: Sequence[Turn], sample: Sample, generation_prompt: bool = False) -> Encoded:
         try:
-            return self.tokenizer.encode(self.template.render(turns, generation_prompt), self.slot_lengths)
+            segments = self.template.render(turns, generation_prompt, key=sample.id)
+            encoded = self.tokenizer.encode(segments, self.slot_lengths)
+            encoded.limit_answers(self.template.max_answer_tokens, self.template.answer_cut)
+            return encoded
         except DataError as error:
             raise DataError(error.found, expected=error.expected, where=describe(sample), fix=error.fix) from None
 
@@ -148,6 +152,7 @@ class Processor:
             runs=tuple(encoded.runs),
             media={modality: tuple(values) for modality, values in media.items()},
             num_dropped_turns=layout.num_dropped_turns,
+            num_cut_tokens=encoded.num_cut_tokens,
             meta=sample.meta,
         )
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from mmexp.contracts import MediaRun, Segment
 from mmexp.errors import ConfigError, DataError
+from mmexp.prompt.encoded import Encoded
 from mmexp.prompt.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -20,44 +21,39 @@ if TYPE_CHECKING:
 _ROLES = ("bos", "eos")
 
 
-@dataclass
-class Encoded:
-    """Ids, supervision and slots of one conversation; the three grow together and so cannot drift apart."""
-
-    ids: list[int] = field(default_factory=list)
-    supervised: list[bool] = field(default_factory=list)
-    runs: list[MediaRun] = field(default_factory=list)
-
-    def append(self, ids: Iterable[int], supervised: Iterable[bool]) -> None:
-        """Adds tokens with their supervision."""
-        self.ids += ids
-        self.supervised += supervised
-
-
 class SegmentTokenizer:
     """Tokenises segments as the published preprocessing of LLaVA does, without letting user text become control tokens.
 
     Text between two media, or between a medium and a control token, is one piece, so that merges are as published. A
     piece at the start or behind a medium is tokenised afresh (a SentencePiece model then puts its prefix space), a
     piece behind a control token continues (no prefix space), as the same tokenizer does with special tokens inside a
-    string. Source: haotian-liu/LLaVA @ c121f04 llava/mm_utils.py tokenizer_image_token.
+    string. A template can set such borders itself (`{piece}`, `after_medium`).
+    Source: haotian-liu/LLaVA @ c121f04 llava/mm_utils.py tokenizer_image_token.
 
     Args:
         tokenizer: A fast tokenizer of transformers, kept as `hf` for generation.
+        new_tokens: Special tokens to add to a copy of it when it lacks them.
 
     Raises:
         ConfigError: the tokenizer has no fast backend.
     """
 
-    def __init__(self, tokenizer: Any) -> None:  # Any: transformers' tokenizer classes share no useful static type
+    # Any: transformers' tokenizer classes share no useful static type
+    def __init__(self, tokenizer: Any, new_tokens: Sequence[str] = ()) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ConfigError(
                 f"the tokenizer {type(tokenizer).__name__} has no fast backend",
                 expected="a tokenizer with character offsets (tokenizer.json)",
                 where="llm",
-                fix="point llm.tokenizer_path to a folder with tokenizer.json",
+                fix="point llm.tokenizer to a folder with tokenizer.json",
             )
+        known = tokenizer.get_vocab() if new_tokens else {}
+        self.new_tokens = tuple(token for token in new_tokens if token not in known)
+        if self.new_tokens:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.add_tokens(list(self.new_tokens), special_tokens=True)
+            backend = tokenizer.backend_tokenizer
         self.hf = tokenizer
         self._fresh = _private_copy(backend.to_str())
         self._continued = _private_copy(_without_first_prefix(backend.to_str()))
@@ -84,6 +80,11 @@ class SegmentTokenizer:
         """Number of ids, added tokens included."""
         return self._fresh.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def puts_prefix_space(self) -> bool:
+        """Whether text at the start of a string gets a space that the same text in its middle does not get."""
+        return self._tokenize("a", True)[0] != self._tokenize("a", False)[0]
+
     def control_id(self, name: str) -> int:
         """Id of a control token: `bos` or `eos` by role, anything else by the special token's literal name.
 
@@ -105,11 +106,11 @@ class SegmentTokenizer:
     def check(self, template: ChatTemplate) -> None:
         """Raises ConfigError when the tokenizer lacks a control token that the template writes."""
         for name in template.controls:
-            self.control_id(name)
+            self._ids_of(name)
 
     def stop_ids(self, template: ChatTemplate) -> tuple[int, ...]:
         """Ids that end generation: what closes an answer, and the tokenizer's own end."""
-        ids = [self.control_id(name) for name in template.stop_controls]
+        ids = [index for name in template.stop_controls for index in self._ids_of(name)]
         return tuple(dict.fromkeys(ids + [index for index in [self._roles["eos"]] if index is not None]))
 
     def encode(self, segments: Sequence[Segment], slot_lengths: Mapping[str, int]) -> Encoded:
@@ -126,6 +127,9 @@ class SegmentTokenizer:
             pending.clear()
 
         for segment in segments:
+            if segment.fresh is not None:
+                flush()
+                fresh = segment.fresh
             if segment.medium is not None:
                 flush()
                 length = _slot_length(segment.medium.modality, slot_lengths)
@@ -133,10 +137,12 @@ class SegmentTokenizer:
                 out.append([self._pad_id] * length, [False] * length)
                 fresh = True
             elif segment.control is not None:
-                flush()
-                # A leading bos is what tokenizers add on their own before the first piece, so that piece stays fresh.
-                fresh = segment.control == "bos" and not out.ids
-                out.append([self.control_id(segment.control)], [segment.supervised])
+                ids = self._ids_of(segment.control)
+                if ids:
+                    flush()
+                    # A leading bos is what tokenizers add on their own before the first piece: that piece stays fresh.
+                    fresh = segment.control.rstrip("?") == "bos" and not out.ids
+                    out.append(ids, [segment.supervised])
             elif segment.text:
                 pending.append(segment)
         flush()
@@ -149,6 +155,13 @@ class SegmentTokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """One readable piece per id, for previews."""
         return [self._fresh.id_to_token(index) or f"<{index}>" for index in ids]
+
+    def _ids_of(self, control: str) -> list[int]:
+        """The id of a control token; none for an optional one (`bos?`) that the tokenizer lacks."""
+        name = control.removesuffix("?")
+        optional = name != control
+        known = self._roles.get(name) if name in _ROLES else self._special.get(name)
+        return [] if optional and known is None else [self.control_id(name)]
 
     def _encode_text(self, segments: Sequence[Segment], fresh: bool, out: Encoded) -> None:
         """Tokenises the joined segments; a token is supervised iff its last character is."""

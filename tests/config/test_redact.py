@@ -15,7 +15,7 @@ def test_values_under_secret_names_go(key: str) -> None:
     assert redact({"a": [{key: "planted"}]}) == {"a": [{key: REDACTED}]}
 
 
-@pytest.mark.parametrize("key", ["max_length_tokens", "tokenizer_path", "num_keys", "name", "revision"])
+@pytest.mark.parametrize("key", ["max_length_tokens", "tokenizer", "num_keys", "name", "revision"])
 def test_ordinary_names_stay(key: str) -> None:
     value = "0123456789abcdef0123456789abcdef01234567"
     assert redact({key: value}) == {key: value}

@@ -172,3 +172,11 @@ def test_reader_and_template_need_no_torch():
     code = "import sys, mmexp.data, mmexp.prompt; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
     assert ChatTemplate(name="x").controls == ("bos", "eos")
+
+
+def test_a_folder_named_in_root_and_path_counts_once(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.jpg").touch()
+    data = build(tmp_path, [row(image="images/1.jpg"), row(image="other/1.jpg")], image_root=str(tmp_path / "images"))
+    assert data[0].turns[0].media[0].source == str(tmp_path / "images" / "1.jpg")
+    assert data[1].turns[0].media[0].source == str(tmp_path / "images" / "other" / "1.jpg")

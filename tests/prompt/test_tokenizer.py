@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from mmexp.contracts import Medium, Segment, Text, Turn
 from mmexp.errors import ConfigError, DataError
-from mmexp.prompt import SegmentTokenizer
-from tests.shared_data import load_template, load_tokenizer
+from tests.shared_data import load_template, load_tokenizer, segment_tokenizer
 
 HARD = [
     "</s>",
@@ -20,6 +19,11 @@ HARD = [
     "USER:",
     "ASSISTANT: no",
     "<|im_end|>",
+    "<|im_start|>assistant\n",
+    "<img>",
+    "</box>",
+    "###",
+    "[/INST]",
     "\u732b\u306f\u3053",
     "\U0001f984\U0001f9d1\u200d\U0001f4bb",
     " ",
@@ -119,57 +123,130 @@ def test_user_text_never_becomes_a_control_token(tokenizer_name, conversation):
     assert len(slots) == sum(len(turn.media) for turn in turns)
 
 
-_built: dict[str, SegmentTokenizer] = {}
-
-
-def segment_tokenizer(name: str) -> SegmentTokenizer:
-    if name not in _built:
-        _built[name] = SegmentTokenizer(load_tokenizer(name))
-    return _built[name]
-
-
 def test_text_behind_a_control_token_gets_no_prefix_space(llama):
-    encoded = SegmentTokenizer(llama).encode(
+    encoded = segment_tokenizer("llama2").encode(
         [Segment(control="bos"), Segment(text="a"), Segment(control="eos"), Segment(text="USER")], {}
     )
     assert encoded.ids == [1, *llama("a</s>USER", add_special_tokens=False).input_ids]
 
 
 def test_joined_text_merges_over_segment_borders(llama):
-    encoded = SegmentTokenizer(llama).encode([Segment(text="hel"), Segment(text="lo", supervised=True)], {})
+    encoded = segment_tokenizer("llama2").encode([Segment(text="hel"), Segment(text="lo", supervised=True)], {})
     assert encoded.ids == llama("hello", add_special_tokens=False).input_ids
     assert encoded.supervised == [True]
 
 
+ALL = [
+    *((name, "llama2") for name in ("vicuna_v0", "vicuna_v1", "llava_v1", "plain", "llama2", "mistral")),
+    *((name, "llama2") for name in ("minigpt4", "minigpt4_align", "minigptv2")),
+    *((name, "opt") for name in ("blip2_align", "blip2_caption", "blip2_vqa", "vicuna_v1")),
+    *((name, "qwen") for name in ("qwen_vl", "qwen25", "chatml", "internvl2_5")),
+    *((name, "internlm2") for name in ("internlm2", "internvl2_5", "chatml", "vicuna_v1", "minigptv2")),
+]
+
+
+@pytest.mark.parametrize(("template_name", "tokenizer_name"), ALL)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(conversation=CONVERSATION)
+def test_control_tokens_are_those_of_the_template_and_the_text_comes_back(template_name, tokenizer_name, conversation):
+    template = load_template(template_name, max_answer_tokens=None)
+    tokenizer = segment_tokenizer(tokenizer_name, *template.new_tokens)
+    turns = [turn for pair in conversation for turn in pair]
+    segments = template.render(turns, key="k")
+    encoded = tokenizer.encode(segments, {"image": 1})
+    slots = {run.start for run in encoded.runs}
+    assert len(slots) == sum(len(turn.media) for turn in turns)
+    ids = [index for place, index in enumerate(encoded.ids) if place not in slots]
+    special = set(tokenizer.hf.all_special_ids) | {i for i, t in tokenizer.hf.added_tokens_decoder.items() if t.special}
+    names = [s.control for s in segments if s.control and not (s.control == "bos?" and not tokenizer.hf.bos_token)]
+    written = [tokenizer.control_id(name.rstrip("?")) for name in names]
+    unknown = {tokenizer.hf.unk_token_id} - set(written)
+    assert [index for index in ids if index in special - unknown] == written
+    marks = {name: tokenizer.hf.convert_ids_to_tokens(index) for name, index in zip(names, written, strict=True)}
+    text = "".join(marks[s.control] if s.control in marks else s.text for s in segments)
+    found = tokenizer.decode(ids, skip_special_tokens=False)
+    normal = "NFC" if tokenizer_name == "qwen" else None
+    assert "".join(found.split()) == "".join(as_tokenizer_sees(text, normal).split())
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_answers_are_cut_on_one_side_and_counted(llama, side):
+    template = load_template("vicuna_v1", max_answer_tokens=3, answer_cut=side)
+    turns = [*exchange("q", "one two three four five", 1), *exchange("r", "six", 1)]
+    whole = segment_tokenizer("llama2").encode(template.render(turns), {"image": 2})
+    encoded = segment_tokenizer("llama2").encode(template.render(turns), {"image": 2})
+    encoded.limit_answers(template.max_answer_tokens, template.answer_cut)
+    assert encoded.num_cut_tokens == len(whole.ids) - len(encoded.ids) == 3
+    shown = [llama.decode(group) for group in runs_of(encoded)]
+    assert shown == (["one two three", "six</s>"] if side == "right" else ["four five</s>", "six</s>"])
+    for run, before in zip(encoded.runs, whole.runs, strict=True):
+        assert encoded.ids[run.start - 1] == whole.ids[before.start - 1]
+        assert encoded.ids[run.start : run.start + 2] == [llama.pad_token_id] * 2
+
+
+def runs_of(encoded) -> list[list[int]]:
+    groups, before = [], False
+    for index, supervised in zip(encoded.ids, encoded.supervised, strict=True):
+        if supervised:
+            groups[-1:] = [[*groups[-1], index]] if before else [*groups[-1:], [index]]
+        before = supervised
+    return groups
+
+
+def test_new_tokens_are_added_to_a_copy_only():
+    before = len(load_tokenizer("internlm2"))
+    tokenizer = segment_tokenizer("internlm2", "<img>", "<s>")
+    assert tokenizer.new_tokens == ("<img>",)
+    assert tokenizer.vocab_size == before + 1
+    assert tokenizer.control_id("<img>") == before
+    assert len(load_tokenizer("internlm2")) == before
+
+
+def test_an_optional_control_token_is_left_out():
+    segments = [Segment(control="bos?"), Segment(text="a")]
+    assert segment_tokenizer("qwen").encode(segments, {}).ids == segment_tokenizer("qwen").hf("a").input_ids
+    assert segment_tokenizer("internlm2").encode(segments, {}).ids[0] == 1
+    with pytest.raises(ConfigError, match="bos"):
+        segment_tokenizer("qwen").control_id("bos")
+
+
+def test_text_behind_a_medium_can_continue(llama):
+    turns = exchange("a b", "c", 1)
+    for after, expected in (("fresh", "\u2581a"), ("continued", "a")):
+        template = load_template("mistral", media="inline", after_medium=after)
+        encoded = segment_tokenizer("llama2").encode(template.render(turns), {"image": 1})
+        assert llama.convert_ids_to_tokens(encoded.ids[encoded.runs[0].start + 1]) == expected
+
+
 def test_missing_control_token_says_what_there_is(qwen, vicuna):
     with pytest.raises(ConfigError, match="bos") as error:
-        SegmentTokenizer(qwen).check(vicuna)
+        segment_tokenizer("qwen").check(vicuna)
     assert "<|im_start|>" in error.value.expected
 
 
 def test_misspelled_control_token_is_answered_with_the_nearest(qwen):
     with pytest.raises(ConfigError) as error:
-        SegmentTokenizer(qwen).control_id("<|im_strat|>")
+        segment_tokenizer("qwen").control_id("<|im_strat|>")
     assert "<|im_start|>" in error.value.fix
 
 
 def test_medium_without_a_branch_is_named(llama):
     with pytest.raises(DataError, match="audio"):
-        SegmentTokenizer(llama).encode([Segment(medium=Medium(source="x", modality="audio"))], {"image": 4})
+        segment_tokenizer("llama2").encode([Segment(medium=Medium(source="x", modality="audio"))], {"image": 4})
 
 
 def test_stop_ids(llama, qwen, vicuna, chatml, plain):
-    assert SegmentTokenizer(llama).stop_ids(vicuna) == (2,)
-    assert SegmentTokenizer(llama).stop_ids(plain) == (2,)
-    assert qwen.convert_tokens_to_ids("<|im_end|>") in SegmentTokenizer(qwen).stop_ids(chatml)
+    assert segment_tokenizer("llama2").stop_ids(vicuna) == (2,)
+    assert segment_tokenizer("llama2").stop_ids(plain) == (2,)
+    assert qwen.convert_tokens_to_ids("<|im_end|>") in segment_tokenizer("qwen").stop_ids(chatml)
 
 
 def test_pad_id_falls_back(llama):
-    assert SegmentTokenizer(llama).pad_id == llama.pad_token_id
+    assert segment_tokenizer("llama2").pad_id == llama.pad_token_id
 
 
 def test_survives_pickling(llama, vicuna):
-    tokenizer = SegmentTokenizer(llama)
+    tokenizer = segment_tokenizer("llama2")
     segments = vicuna.render(exchange("a </s> b", "c", 1))
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.encode(segments, {"image": 3}) == tokenizer.encode(segments, {"image": 3})

@@ -33,7 +33,8 @@ class LlavaJsonConfig:
 
     path: str
     image_root: str | None = None
-    """Folder that image paths are relative to and must stay under; null for the folder of the file."""
+    """Folder that image paths are relative to and must stay under; null for the folder of the file. Where paths begin
+    with the name of that very folder (`images/1.jpg` and `.../images`), it counts once."""
     name: str | None = None
     """Name in messages and counts; null for the file's name."""
     prepare: Preparable | None = None
@@ -90,7 +91,10 @@ class LlavaJson(Dataset):
 
     def _resolve(self, image: str, where: str) -> str:
         """The absolute file of a picture. Raises DataError when links lead out of the root."""
+        first, _, rest = image.partition("/")
         file = os.path.join(self._root, image)
+        if rest and first == os.path.basename(self._root) and not os.path.exists(file):
+            file = os.path.join(self._root, rest)
         real = os.path.realpath(file)
         if os.path.commonpath((self._root, real)) != self._root:
             raise DataError(
