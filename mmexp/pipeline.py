@@ -57,16 +57,25 @@ def _checked(stage: str, overrides: list[str], config_dir: str | None) -> Checke
 
 
 def _in_fresh_process(command: list[str]) -> int:
-    """Exit code of the command. A SIGTERM to the pipeline goes on to it, so that it can save itself.
+    """Exit code of the command.
+
+    A SIGTERM to the pipeline goes on to it, so that it can save itself; it ends the pipeline even where the stage was
+    about to finish.
 
     A fresh process, because Lightning's child processes copy their parent's arguments and would start the whole
     pipeline again; and because memory of one stage is no use to the next.
     """
+    stopped: list[int] = []
     with subprocess.Popen(command) as child:
-        signal.signal(signal.SIGTERM, lambda signum, frame: child.send_signal(signum))
+
+        def hand_on(signum: int, frame: object) -> None:
+            stopped.append(signum)
+            child.send_signal(signum)
+
+        signal.signal(signal.SIGTERM, hand_on)
         while True:
             try:
-                return child.wait()
+                return child.wait() or (128 + stopped[0] if stopped else 0)
             except KeyboardInterrupt:  # the terminal sent it to the child too, which saves and ends
                 continue
 

@@ -151,3 +151,17 @@ def test_a_full_disk_is_said_before_training(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10 * 2**20})())
     with pytest.raises(DataError, match=r"10 MB free.*(\n.*)*paths\.outputs"):
         open_run_dir(str(tmp_path), "name", "stage", None, 0)
+
+
+def test_a_sigterm_is_not_lost_when_the_stage_finishes_all_the_same() -> None:
+    from mmexp.pipeline import _in_fresh_process
+
+    before = signal.getsignal(signal.SIGTERM)
+    child = (
+        "import os, signal; signal.signal(15, signal.SIG_IGN); os.kill(os.getppid(), 15); import time; time.sleep(.3)"
+    )
+    try:
+        assert _in_fresh_process([sys.executable, "-c", child]) == 143
+        assert _in_fresh_process([sys.executable, "-c", ""]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
