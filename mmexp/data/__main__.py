@@ -65,11 +65,11 @@ def convert(invocation: Invocation) -> None:
     setup_logging()
     own = check_besides(DataConvertConfig, invocation.cfg)
     exp = experiment(invocation, skip=(*own_keys(DataConvertConfig), *UNUSED))
-    dataset, template = exp.checked.parts["data"].build(), exp.checked.parts["template"]
+    dataset, write_region = exp.checked.parts["data"].build(), exp.checked.parts["template"].region.text
     if own.to == "llava":
-        written = to_llava(dataset, Path(own.out), template)
+        written = to_llava(dataset, Path(own.out), write_region)
     else:
-        written = to_webdataset(dataset, Path(own.out), template, own.shard_rows)
+        written = to_webdataset(dataset, Path(own.out), write_region, own.shard_rows)
     console.print(f"{len(dataset)} rows written to {written}", soft_wrap=True)
 
 

@@ -19,7 +19,7 @@ PLACEHOLDER = "<image>"
 _ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tif", "PPM": "ppm"}
 WriteRegion = Callable[[Region], str]
-"""How boxes become text, for example `ChatTemplate.write_region`."""
+"""How boxes become text, for example `template.region.text`."""
 
 
 def to_llava(dataset: Dataset, out: Path, write_region: WriteRegion) -> Path:

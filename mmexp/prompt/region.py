@@ -104,6 +104,10 @@ class RegionFormat:
                 pieces.append(piece)
         return tuple(pieces)
 
+    def text(self, region: Region) -> str:
+        """The region as one string, control tokens by their names; raises as `write`."""
+        return "".join(piece.value for piece in self.write(region))
+
     def _box(self, box: Box) -> list[Piece]:
         left, top, right, bottom = box
         if left > right or top > bottom:

@@ -163,7 +163,7 @@ def test_control_tokens_are_those_of_the_template_and_the_text_comes_back(templa
     unknown = {tokenizer.hf.unk_token_id} - set(written)
     assert [index for index in ids if index in special - unknown] == written
     marks = {name: tokenizer.hf.convert_ids_to_tokens(index) for name, index in zip(names, written, strict=True)}
-    text = "".join(marks[s.control] if s.control in marks else s.text for s in segments)
+    text = "".join(marks.get(s.control, s.text) for s in segments)
     found = tokenizer.decode(ids, skip_special_tokens=False)
     normal = "NFC" if tokenizer_name == "qwen" else None
     assert "".join(found.split()) == "".join(as_tokenizer_sees(text, normal).split())
