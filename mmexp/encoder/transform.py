@@ -112,7 +112,8 @@ class ImageTransform:
         factor = size[0] // image.size[0]
         side = max(size)
         left, top = ((side - length) // 2 // factor for length in size)
-        square = Image.new("RGB", (side // factor,) * 2, tuple(int(channel * 255) for channel in self.mean))
+        colour = tuple(int(channel * 255) for channel in self.mean)
+        square = Image.new("RGB", (side // factor, side // factor), colour)
         square.paste(image, (left, top))
         return square
 

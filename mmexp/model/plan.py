@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from mmexp.contracts import EncoderSpec, LlmSpec
 from mmexp.errors import ConfigError
 from mmexp.model.multimodal import Branch, MultimodalModel
-from mmexp.prompt import ChatTemplate, Processor, SegmentTokenizer
+from mmexp.prompt import AnyRes, ChatTemplate, DynamicTiles, Processor, SegmentTokenizer, TiledTransform
+from mmexp.prompt.tiles import SquareTransform
 
 if TYPE_CHECKING:
     from mmexp.connector import ConnectorConfig
@@ -52,6 +53,12 @@ class Plan:
     template: ChatTemplate
     image_fit: Fit = "crop"
     """How pictures become squares: crop, pad or squash."""
+    tiling: DynamicTiles | AnyRes | None = None
+    """How pictures become several views; goes before `image_fit`."""
+    box_frame: Literal["view", "picture"] = "view"
+    """What boxes are written relative to."""
+    exact_decoding: bool = False
+    """Whether every JPEG is decoded whole."""
     max_length_tokens: int = 2048
     """Longest sample in tokens, soft tokens included."""
     spec: LlmSpec = field(init=False)
@@ -73,6 +80,8 @@ class Plan:
                 )
             with torch.device("meta"):
                 branch.connector.build(branch.spec, self.spec.width)
+            if isinstance(self.tiling, AnyRes):
+                self._transform(branch)
 
     @cached_property
     def hf_tokenizer(self) -> Any:
@@ -96,7 +105,12 @@ class Plan:
     @cached_property
     def transforms(self) -> dict[str, Callable[[Any], torch.Tensor]]:
         """Per modality the function from a raw medium to the encoder's values."""
-        return {modality: branch.encoder.transform(self.image_fit) for modality, branch in self.inputs.items()}
+        return {modality: self._transform(branch) for modality, branch in self.inputs.items()}
+
+    @property
+    def image_rule(self) -> str:
+        """How pictures become views, in words."""
+        return str(self.tiling or self.image_fit)
 
     @cached_property
     def processor(self) -> Processor:
@@ -105,8 +119,10 @@ class Plan:
             template=self.template,
             tokenizer=self.tokenizer,
             transforms=self.transforms,
-            slot_lengths={modality: branch.num_soft_tokens for modality, branch in self.inputs.items()},
+            slot_lengths={modality: self._slots(modality, branch) for modality, branch in self.inputs.items()},
             max_length_tokens=self.max_length_tokens,
+            box_frame=self.box_frame,
+            exact=self.exact_decoding,
         )
 
     def build(self) -> MultimodalModel:
@@ -127,4 +143,39 @@ class Plan:
             return MultimodalModel(self.llm.empty(), branches)
 
     def _connector(self, branch: InputPlan) -> torch.nn.Module:
-        return branch.connector.build(branch.spec, self.spec.width)
+        connector = branch.connector.build(branch.spec, self.spec.width)
+        rows = self.tiling if isinstance(self.tiling, AnyRes) else None
+        if rows is not None and rows.newline and isinstance(self._transform(branch), TiledTransform):
+            width = self.spec.width  # LLaVA draws it like this: c121f04 llava/model/llava_arch.py
+            connector.register_parameter("newline", torch.nn.Parameter(torch.randn(width) / width**0.5))
+        return connector
+
+    def _transform(self, branch: InputPlan) -> Callable[..., torch.Tensor]:
+        if self.tiling is None:
+            return branch.encoder.transform(self.image_fit)
+        view, padded = branch.encoder.transform("squash"), branch.encoder.transform("pad")
+        if not (isinstance(view, SquareTransform) and isinstance(padded, SquareTransform)):
+            return branch.encoder.transform(self.image_fit)  # not pictures
+        return TiledTransform(
+            tiling=self.tiling,
+            view=view,
+            padded=padded,
+            num_soft_tokens=branch.num_soft_tokens,
+            soft_grid=self._soft_grid(branch) if isinstance(self.tiling, AnyRes) else None,
+        )
+
+    def _slots(self, modality: str, branch: InputPlan) -> int | Callable[..., int]:
+        transform = self.transforms[modality]
+        return transform.num_slots if isinstance(transform, TiledTransform) else branch.num_soft_tokens
+
+    def _soft_grid(self, branch: InputPlan) -> tuple[int, int]:
+        ask = getattr(branch.connector, "soft_grid", None)
+        grid = ask(branch.spec) if ask else None
+        if grid is None or grid[0] * grid[1] != branch.num_soft_tokens:
+            raise ConfigError(
+                f"the connector's {branch.num_soft_tokens} soft tokens have no place in the picture",
+                expected="a grid of soft tokens, since rows and padding are cut out of it",
+                where="processor.image_fit=anyres",
+                fix="connector=mlp2x without the CLS token, or processor.image_fit=tiles",
+            )
+        return grid

@@ -3,18 +3,28 @@
 Nothing here knows a model; lengths, labels and slots are decided here, on the CPU, and never change afterwards.
 """
 
-from mmexp.prompt.image import load_image
+from mmexp.prompt.boxes import OutsideViewError, to_picture, to_view
+from mmexp.prompt.image import BadMediaError, image_size, load_image
 from mmexp.prompt.processor import Layout, Processor, TooLongError, describe
 from mmexp.prompt.template import ChatTemplate
+from mmexp.prompt.tiles import AnyRes, DynamicTiles, TiledTransform
 from mmexp.prompt.tokenizer import Encoded, SegmentTokenizer
 
 __all__ = [
+    "AnyRes",
+    "BadMediaError",
     "ChatTemplate",
+    "DynamicTiles",
     "Encoded",
     "Layout",
+    "OutsideViewError",
     "Processor",
     "SegmentTokenizer",
+    "TiledTransform",
     "TooLongError",
     "describe",
+    "image_size",
     "load_image",
+    "to_picture",
+    "to_view",
 ]

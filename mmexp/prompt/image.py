@@ -47,10 +47,26 @@ class BadMediaError(DataError):
         return rebuild, fields, {"file": self.file}
 
 
-def load_image(source: Any, where: str = "", reduction: Callable[[Size], int] | None = None) -> Image.Image:
+def load_image(source: Any, where: str = "") -> Image.Image:
     """The picture as RGB, upright (EXIF orientation applied), 16-bit grey scaled to 8 bit instead of clipped.
 
     Of an animation it is the first frame. Transparent pixels show their hidden colour, as in the reference recipes.
+
+    Args:
+        source: A file path, encoded bytes, or a `PIL.Image.Image`.
+        where: Dataset and sample, for messages.
+
+    Raises:
+        BadMediaError: missing, no file, empty, damaged, too large or of an unknown format.
+        DataError: the machine could not read it now (too many open files, an I/O error), or no kind of source.
+    """
+    return load_sized(source, where)[0]
+
+
+def load_sized(
+    source: Any, where: str = "", reduction: Callable[[Size], int] | None = None
+) -> tuple[Image.Image, Size]:
+    """As `load_image`, and the size of the whole picture, which the decoded one has unless it was decoded smaller.
 
     Args:
         source: A file path, encoded bytes, or a `PIL.Image.Image`.
@@ -59,18 +75,19 @@ def load_image(source: Any, where: str = "", reduction: Callable[[Size], int] | 
             the result then has ceil(width / it) x ceil(height / it) pixels. None always decodes the whole.
 
     Raises:
-        BadMediaError: missing, no file, empty, damaged, too large or of an unknown format.
-        DataError: the machine could not read it now (too many open files, an I/O error), or no kind of source.
+        As `load_image`.
     """
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        return _to_rgb(source, _orientation(source), where or "image")
+        image = _to_rgb(source, _orientation(source), where or "image")
+        return image, image.size
     with _opened(source, where) as (image, place):
         orientation = _orientation(image)
+        size = _upright(image.size, orientation)
         if reduction is not None and image.format == "JPEG":
-            _draft(image, orientation, reduction)
-        return _to_rgb(image, orientation, place)
+            _draft(image, orientation, reduction(size))
+        return _to_rgb(image, orientation, place), size
 
 
 def image_size(source: Any, where: str = "") -> Size:
@@ -101,7 +118,7 @@ def _opened(source: Any, where: str) -> Iterator[tuple[Image.Image, str]]:
     else:
         raise DataError(f"{type(source).__name__} as an image", expected="a path, bytes or a PIL image", where=where)
     try:
-        data: Any = _checked_path(Path(source), where) if file else _checked_bytes(source, where)
+        data: Any = _checked_path(Path(file), where) if file else _checked_bytes(source, where)
         with Image.open(data, formats=FORMATS) as image:
             _check_pixels(image.size, where)
             yield image, where
@@ -177,9 +194,8 @@ def _upright(size: Size, orientation: int) -> Size:
     return (size[1], size[0]) if orientation > 4 else size
 
 
-def _draft(image: Any, orientation: int, reduction: Callable[[Size], int]) -> None:
+def _draft(image: Any, orientation: int, factor: int) -> None:
     """Tells the decoder to leave out detail. A turned picture must divide evenly: the cut pixel would change sides."""
-    factor = reduction(_upright(image.size, orientation))
     if factor > 1 and (orientation == 1 or not any(side % factor for side in image.size)):
         image.draft(None, (image.size[0] // factor, image.size[1] // factor))
 

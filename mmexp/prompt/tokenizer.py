@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from mmexp.contracts import MediaRun, Segment
+from mmexp.contracts import MediaRun, Medium, Segment
 from mmexp.errors import ConfigError, DataError
 from mmexp.prompt.template import ChatTemplate
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _ROLES = ("bos", "eos")
+
+SlotLength = Callable[[Medium], int]
+"""How many slots a medium takes, where that is not the same for all of its kind."""
 
 
 @dataclass
@@ -112,7 +115,7 @@ class SegmentTokenizer:
         ids = [self.control_id(name) for name in template.stop_controls]
         return tuple(dict.fromkeys(ids + [index for index in [self._roles["eos"]] if index is not None]))
 
-    def encode(self, segments: Sequence[Segment], slot_lengths: Mapping[str, int]) -> Encoded:
+    def encode(self, segments: Sequence[Segment], slot_lengths: Mapping[str, int | SlotLength]) -> Encoded:
         """Ids, supervision flags and slots; every medium takes `slot_lengths[modality]` slots that hold the pad id.
 
         Raises:
@@ -128,7 +131,7 @@ class SegmentTokenizer:
         for segment in segments:
             if segment.medium is not None:
                 flush()
-                length = _slot_length(segment.medium.modality, slot_lengths)
+                length = _slot_length(segment.medium, slot_lengths)
                 out.runs.append(MediaRun(modality=segment.medium.modality, start=len(out.ids), length=length))
                 out.append([self._pad_id] * length, [False] * length)
                 fresh = True
@@ -179,7 +182,8 @@ class SegmentTokenizer:
         return ids, ends
 
 
-def _slot_length(modality: str, slot_lengths: Mapping[str, int]) -> int:
+def _slot_length(medium: Medium, slot_lengths: Mapping[str, int | SlotLength]) -> int:
+    modality = medium.modality
     if modality not in slot_lengths:
         has = ", ".join(slot_lengths) or "none (text only)"
         raise DataError(
@@ -187,7 +191,8 @@ def _slot_length(modality: str, slot_lengths: Mapping[str, int]) -> int:
             expected=f"modalities of the model: {has}",
             fix="add an encoder and a connector for it, or use data without it",
         )
-    return slot_lengths[modality]
+    length = slot_lengths[modality]
+    return length if isinstance(length, int) else length(medium)
 
 
 def _private_copy(serialized: str) -> Tokenizer:

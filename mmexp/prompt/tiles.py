@@ -1,0 +1,295 @@
+"""One picture as several views. Everything here follows from the size of the picture, before it is decoded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from mmexp.contracts import Box, Size
+from mmexp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+Grid = tuple[int, int]
+"""Columns and rows."""
+NEXT_GRIDS: tuple[Grid, ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+"""LLaVA-NeXT as released: (336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008) pixels, width first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How a picture lies on a canvas of tiles."""
+
+    grid: Grid
+    """Tiles in a row, and rows."""
+    content: tuple[int, int, int, int]
+    """Left, top, width and height of the resized picture on the canvas, in pixels; the rest is black."""
+    whole: Literal["first", "last"] | None = None
+    """Where a view of the whole picture stands among the tiles."""
+
+    @property
+    def num_views(self) -> int:
+        """Tiles, and the view of the whole."""
+        return self.grid[0] * self.grid[1] + (self.whole is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicTiles:
+    """InternVL's tiles: the picture is stretched to the grid nearest to its proportions; a small view of it comes last.
+
+    Source: OpenGVLab/InternVL @ 2410d1d internvl_chat/internvl/train/dataset.py dynamic_preprocess.
+    """
+
+    min_tiles: int = 1
+    """Least number of tiles."""
+    max_tiles: int = 12
+    """Largest number of tiles of one picture; the pictures of a conversation share it."""
+    thumbnail: bool = True
+    """Whether several tiles are followed by a view of the whole."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_tiles <= self.max_tiles:
+            raise ConfigError(
+                f"{self.min_tiles} to {self.max_tiles} tiles", expected="1 <= min_tiles <= max_tiles",
+                where="processor.tiles",
+            )  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{self.min_tiles} to {self.max_tiles} tiles" + (" and a thumbnail" if self.thumbnail else "")
+
+    def cut(self, size: Size, tile_px: int, num_media: int = 1) -> Cut:
+        """The grid whose proportions are nearest; of equally near ones a larger one only if the picture fills half."""
+        width, height = size
+        most = max(self.min_tiles, self.max_tiles // max(num_media, 1), 1)
+        best, nearest = (1, 1), math.inf
+        for columns, rows in _grids(self.min_tiles, most):
+            distance = abs(width / height - columns / rows)
+            fills = width * height > 0.5 * tile_px * tile_px * columns * rows
+            if distance < nearest or (distance == nearest and fills):
+                best, nearest = (columns, rows), distance
+        whole = "last" if self.thumbnail and best != (1, 1) else None
+        return Cut(grid=best, content=(0, 0, best[0] * tile_px, best[1] * tile_px), whole=whole)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyRes:
+    """LLaVA-NeXT's tiles: the picture keeps its proportions on a black canvas, and a squashed view of it comes first.
+
+    In the text stand the soft tokens of the whole, then those of the canvas row by row without its padding, each row
+    with a learned vector behind it. Source: haotian-liu/LLaVA @ c121f04 llava/mm_utils.py, llava/model/llava_arch.py.
+    """
+
+    grids: tuple[Grid, ...] = NEXT_GRIDS
+    """Columns and rows of the canvases to choose from; of equally good ones the first is taken."""
+    unpad: bool = True
+    """Whether soft tokens of the padding are left out."""
+    newline: bool = True
+    """Whether a learned vector ends every row of soft tokens."""
+
+    def __post_init__(self) -> None:
+        if not self.grids or any(min(grid) < 1 for grid in self.grids):
+            raise ConfigError(f"{list(self.grids)}", expected="at least one grid of [columns, rows], each 1 or more",
+                              where="processor.anyres.grids")  # fmt: skip
+
+    def __str__(self) -> str:
+        return "anyres on grids of " + ", ".join(f"{columns} x {rows}" for columns, rows in self.grids)
+
+    def cut(self, size: Size, tile_px: int, num_media: int = 1) -> Cut | None:
+        """The canvas that keeps most of the picture's pixels, then wastes least; None for a single padded view, which
+        each of several pictures gets."""
+        if num_media > 1:
+            return None
+        width, height = size
+        best, rank = self.grids[0], (-1, 0)
+        for columns, rows in self.grids:
+            canvas = (columns * tile_px, rows * tile_px)
+            scale = min(canvas[0] / width, canvas[1] / height)
+            kept = min(int(width * scale) * int(height * scale), width * height)
+            if (kept, kept - canvas[0] * canvas[1]) > rank:
+                best, rank = (columns, rows), (kept, kept - canvas[0] * canvas[1])
+        return Cut(grid=best, content=_fitted(size, (best[0] * tile_px, best[1] * tile_px)), whole="first")
+
+    def rows(self, size: Size, grid: Grid, soft_grid: Grid) -> tuple[range, range]:
+        """The columns and rows of the canvas's soft tokens that are not padding.
+
+        Args:
+            size: Of the picture.
+            grid: Tiles of the canvas.
+            soft_grid: Columns and rows of one tile's soft tokens.
+        """
+        width, height = size
+        across, down = grid[0] * soft_grid[0], grid[1] * soft_grid[1]
+        if not self.unpad:
+            return range(across), range(down)
+        if width / height > across / down:
+            cut = (down - int(height * (across / width))) // 2
+            return range(across), range(cut, down - cut)
+        cut = (across - int(width * (down / height))) // 2
+        return range(cut, across - cut), range(down)
+
+
+@runtime_checkable
+class SquareTransform(Protocol):
+    """What a tiled transform needs of the encoder's own: one square view of a picture."""
+
+    @property
+    def size_px(self) -> int: ...
+
+    @property
+    def resample(self) -> int: ...
+
+    def __call__(self, image: Any, size: Size | None = None, num_media: int = 1) -> Tensor: ...
+
+    def window(self, size: Size, num_media: int = 1) -> Box: ...
+
+    def restore(self, values: Tensor) -> Image.Image: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiledTransform:
+    """Pictures to their views, float32[views, 3, S, S], and how many slots they take."""
+
+    tiling: DynamicTiles | AnyRes
+    view: SquareTransform
+    """Makes one view by changing proportions."""
+    padded: SquareTransform
+    """Makes the single view of a picture that is not cut."""
+    num_soft_tokens: int
+    """N of one view."""
+    soft_grid: Grid | None = None
+    """Columns and rows of the N soft tokens; rows and padding need it."""
+
+    def __call__(self, image: Image.Image, size: Size | None = None, num_media: int = 1) -> Tensor:
+        """The views in their order. `size` is that of the whole picture where `image` was decoded smaller."""
+        import torch
+
+        size = size or image.size
+        cut = self._cut(size, num_media)
+        if cut is None:
+            return self.padded(image, size)[None]
+        views = [self.view(tile) for tile in self._tiles(image, size, cut)]
+        if cut.whole is not None:
+            views.insert(0 if cut.whole == "first" else len(views), self.view(image, size))
+        return torch.stack(views)
+
+    def num_views(self, size: Size, num_media: int = 1) -> int:
+        """How many views a picture of this size is."""
+        cut = self._cut(size, num_media)
+        return 1 if cut is None else cut.num_views
+
+    def num_slots(self, size: Size, num_media: int = 1) -> int:
+        """How many slots a picture of this size takes in the text."""
+        rule, cut = self.tiling, self._cut(size, num_media)
+        if isinstance(rule, DynamicTiles) or self.soft_grid is None:
+            return self.num_soft_tokens * (1 if cut is None else cut.num_views)
+        if cut is None:
+            return self.num_soft_tokens + rule.newline
+        columns, rows = rule.rows(size, cut.grid, self.soft_grid)
+        return self.num_soft_tokens + len(rows) * (len(columns) + rule.newline)
+
+    def gather(self, size: Size, num_media: int = 1) -> Tensor | None:
+        """int64[slots, 2]: view and place of the soft token in each slot, place -1 for the end of a row; None when the
+        soft tokens of all views stand in order."""
+        import torch
+
+        rule, cut = self.tiling, self._cut(size, num_media)
+        if isinstance(rule, DynamicTiles) or self.soft_grid is None:
+            return None
+        places = torch.arange(self.num_soft_tokens)
+        whole = torch.stack([torch.zeros_like(places), places], 1)
+        end = torch.tensor([[0, -1]])
+        if cut is None:
+            return torch.cat([whole, end]) if rule.newline else whole
+        columns, rows = (torch.arange(one.start, one.stop) for one in rule.rows(size, cut.grid, self.soft_grid))
+        across, down = self.soft_grid
+        view = 1 + (rows // down)[:, None] * cut.grid[0] + (columns // across)[None]
+        place = (rows % down)[:, None] * across + (columns % across)[None]
+        lines = torch.stack([view, place], 2)
+        if rule.newline:
+            lines = torch.cat([lines, end.expand(len(rows), 1, 2)], 1)
+        return torch.cat([whole, lines.flatten(0, 1)])
+
+    def window(self, size: Size, num_media: int = 1) -> Box:
+        """The frame that boxes are written in: the whole picture, or the padded square of a single view."""
+        return self.padded.window(size) if self._cut(size, num_media) is None else (0.0, 0.0, 1.0, 1.0)
+
+    def windows(self, size: Size, num_media: int = 1) -> tuple[Box, ...]:
+        """What each view shows, in shares of the picture; beyond 0 to 1 it is black."""
+        cut = self._cut(size, num_media)
+        if cut is None:
+            return (self.padded.window(size),)
+        left, top, width, height = cut.content
+        shown = [
+            ((x - left) / width, (y - top) / height, (x + step - left) / width, (y + step - top) / height)
+            for x, y, step in _corners(cut.grid, self.view.size_px)
+        ]
+        if cut.whole is not None:
+            shown.insert(0 if cut.whole == "first" else len(shown), (0.0, 0.0, 1.0, 1.0))
+        return tuple(shown)
+
+    def reduction(self, size: Size, num_media: int = 1) -> int:
+        """By which of 1, 2, 4 and 8 a picture may be decoded smaller: twice the pixels of its place on the canvas."""
+        cut = self._cut(size, num_media)
+        if cut is None:
+            return 1
+        wanted = [2 * max(length, self.view.size_px) for length in cut.content[2:]]
+        return next((f for f in (8, 4, 2) if all(s >= f * w for s, w in zip(size, wanted, strict=True))), 1)
+
+    def restore(self, values: Tensor) -> Image.Image:
+        """All views side by side, for looking at them."""
+        from PIL import Image
+
+        views = [self.view.restore(view) for view in values]
+        strip = Image.new("RGB", (sum(view.width for view in views), views[0].height))
+        for number, view in enumerate(views):
+            strip.paste(view, (number * view.width, 0))
+        return strip
+
+    def _cut(self, size: Size, num_media: int) -> Cut | None:
+        return self.tiling.cut(size, self.view.size_px, num_media)
+
+    def _tiles(self, image: Any, size: Size, cut: Cut) -> Iterator[Any]:
+        from PIL import Image
+
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        factor = round(size[0] / image.size[0])
+        covered = None if factor == 1 else (0.0, 0.0, size[0] / factor, size[1] / factor)
+        left, top, width, height = cut.content
+        step = self.view.size_px
+        canvas = image.resize((width, height), self.view.resample, box=covered)
+        if (width, height) != (cut.grid[0] * step, cut.grid[1] * step):
+            black = Image.new("RGB", (cut.grid[0] * step, cut.grid[1] * step))
+            black.paste(canvas, (left, top))
+            canvas = black
+        for x, y, _ in _corners(cut.grid, step):
+            yield canvas.crop((x, y, x + step, y + step))
+
+
+def _corners(grid: Grid, step: int) -> Iterator[tuple[int, int, int]]:
+    """Left, top and side of every tile, row by row."""
+    for row in range(grid[1]):
+        for column in range(grid[0]):
+            yield column * step, row * step, step
+
+
+@lru_cache(maxsize=64)
+def _grids(least: int, most: int) -> tuple[Grid, ...]:
+    """All grids of `least` to `most` tiles, small ones first."""
+    found = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1) if c * r >= least]
+    return tuple(sorted(found, key=lambda grid: (grid[0] * grid[1], grid[0])))
+
+
+def _fitted(size: Size, canvas: Size) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a picture in the middle of a canvas that it fills in one direction."""
+    width, height = size
+    across, down = canvas[0] / width, canvas[1] / height
+    if across < down:
+        new = (canvas[0], min(math.ceil(height * across), canvas[1]))
+    else:
+        new = (min(math.ceil(width * down), canvas[0]), canvas[1])
+    return (canvas[0] - new[0]) // 2, (canvas[1] - new[1]) // 2, *new
