@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_WARNINGS = 10
+"""So many samples are named in the log; the file has all."""
+
 
 class BadSamples(Callback):
     """Appends to bad_samples.jsonl (`id`, `dataset`, `file`, `reason`) before the batch is trained.
@@ -38,19 +41,23 @@ class BadSamples(Callback):
             self.add(batch.bad_media, self.file.with_suffix(f".rank{rank}.jsonl") if rank else None)
 
     def add(self, bad: Iterable[Mapping[str, str]], file: Path | None = None) -> None:
-        """Writes those that the file does not have yet, and warns of them."""
+        """Writes those that the file does not have yet, and warns of the first ones."""
         file = file or self.file
         if self._known is None:
             self._known = set(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else set()
-        for entry in bad:
-            line = json.dumps(dict(entry), ensure_ascii=False, sort_keys=True)
-            if line in self._known:
-                continue
-            self._known.add(line)
-            log.warning("left out: sample %r of %s: %s (%s)", entry["id"], entry["dataset"] or "the data",
-                        entry["reason"], entry["file"] or "no file")  # fmt: skip
-            with file.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
+        lines = {json.dumps(dict(entry), ensure_ascii=False, sort_keys=True): entry for entry in bad}
+        new = {line: entry for line, entry in lines.items() if line not in self._known}
+        if not new:
+            return
+        with file.open("a", encoding="utf-8") as stream:
+            stream.writelines(f"{line}\n" for line in new)
+        for number, entry in enumerate(new.values(), len(self._known)):
+            if number < _WARNINGS:
+                log.warning("left out: sample %r of %s: %s (%s)", entry["id"], entry["dataset"] or "the data",
+                            entry["reason"], entry["file"] or "no file")  # fmt: skip
+            elif number == _WARNINGS:
+                log.warning("further samples that are left out stand in %s", file)
+        self._known |= set(new)
 
 
 def read_bad_samples(folder: Path) -> list[dict[str, Any]]:
