@@ -215,6 +215,9 @@ def _to_rgb(image: Image.Image, orientation: int, where: str) -> Image.Image:
 
         grey = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
         image = Image.fromarray(grey.astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.copy()
+        image.info = {}  # the hidden colour stays, and Pillow need not warn that it does
     rgb = image.convert("RGB")
     rgb.info = {}  # an orientation that stayed there would be applied again when this picture is a source itself
     return rgb
