@@ -26,10 +26,15 @@ def to_view(box: Box, window: Box) -> Box | None:
     left, top, right, bottom = window
     width, height = right - left, bottom - top
     mapped = ((box[0] - left) / width, (box[1] - top) / height, (box[2] - left) / width, (box[3] - top) / height)
+    if not (_overlap(box[0], box[2], left, right) and _overlap(box[1], box[3], top, bottom)):
+        return None
     x0, y0, x1, y1 = (min(max(side, 0.0), 1.0) for side in mapped)
-    is_line = box[2] <= box[0] or box[3] <= box[1]  # a box without area stays one, where it lies in the view
-    visible = (x0, y0, x1, y1) == mapped if is_line else x0 < x1 and y0 < y1
-    return (x0, y0, x1, y1) if visible else None
+    return x0, y0, x1, y1
+
+
+def _overlap(low: float, high: float, start: float, end: float) -> bool:
+    """Whether a side of a box lies in a side of a window; one without length does when it is inside."""
+    return max(low, start) < min(high, end) if low < high else start <= low <= end
 
 
 def to_picture(box: Box, window: Box) -> Box:
