@@ -46,7 +46,7 @@ class Experiment:
             template=parts["template"],
             **_image_rule(processor),
             box_frame=processor.box_frame,
-            exact_decoding=processor.exact_decoding,
+            exact_pixels=processor.exact_pixels,
             max_length_tokens=processor.max_length_tokens,
         )
 

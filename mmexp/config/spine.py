@@ -67,8 +67,9 @@ class ProcessorConfig:
     """Settings of anyres."""
     box_frame: Literal["view", "picture"] = "view"
     """What boxes are written relative to: what the encoder sees (LLaVA-1.5: the padded square), or the picture."""
-    exact_decoding: bool = False
-    """Whether every JPEG is decoded whole, also where a smaller one keeps twice the pixels of the view."""
+    exact_pixels: bool = False
+    """Whether pictures are decoded whole and resized by Pillow, as the published code does. Otherwise torch resizes,
+    and a JPEG is decoded smaller where twice the pixels of the view remain."""
     bad_media_cap: float = 0.001
     """Largest share of samples that may be left out because a medium cannot be read; above it the run stops."""
     max_length_tokens: int = 2048

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from mmexp.contracts import EncoderSpec, LlmSpec
+from mmexp.encoder import ImageTransform
 from mmexp.errors import ConfigError
 from mmexp.model.multimodal import Branch, MultimodalModel
 from mmexp.prompt import AnyRes, ChatTemplate, DynamicTiles, Processor, SegmentTokenizer, TiledTransform
@@ -57,8 +58,8 @@ class Plan:
     """How pictures become several views; goes before `image_fit`."""
     box_frame: Literal["view", "picture"] = "view"
     """What boxes are written relative to."""
-    exact_decoding: bool = False
-    """Whether every JPEG is decoded whole."""
+    exact_pixels: bool = False
+    """Whether pictures are decoded whole and resized by Pillow, as the published code does."""
     max_length_tokens: int = 2048
     """Longest sample in tokens, soft tokens included."""
     spec: LlmSpec = field(init=False)
@@ -122,7 +123,7 @@ class Plan:
             slot_lengths={modality: self._slots(modality, branch) for modality, branch in self.inputs.items()},
             max_length_tokens=self.max_length_tokens,
             box_frame=self.box_frame,
-            exact=self.exact_decoding,
+            exact=self.exact_pixels,
         )
 
     def build(self) -> MultimodalModel:
@@ -152,10 +153,10 @@ class Plan:
 
     def _transform(self, branch: InputPlan) -> Callable[..., torch.Tensor]:
         if self.tiling is None:
-            return branch.encoder.transform(self.image_fit)
-        view, padded = branch.encoder.transform("squash"), branch.encoder.transform("pad")
+            return self._view(branch, self.image_fit)
+        view, padded = self._view(branch, "squash"), self._view(branch, "pad")
         if not (isinstance(view, SquareTransform) and isinstance(padded, SquareTransform)):
-            return branch.encoder.transform(self.image_fit)  # not pictures
+            return self._view(branch, self.image_fit)  # not pictures
         return TiledTransform(
             tiling=self.tiling,
             view=view,
@@ -163,6 +164,10 @@ class Plan:
             num_soft_tokens=branch.num_soft_tokens,
             soft_grid=self._soft_grid(branch) if isinstance(self.tiling, AnyRes) else None,
         )
+
+    def _view(self, branch: InputPlan, fit: Fit) -> Callable[..., torch.Tensor]:
+        transform = branch.encoder.transform(fit)
+        return replace(transform, exact=self.exact_pixels) if isinstance(transform, ImageTransform) else transform
 
     def _slots(self, modality: str, branch: InputPlan) -> int | Callable[..., int]:
         transform = self.transforms[modality]

@@ -53,7 +53,8 @@ class Processor:
     """What boxes are written relative to: the view that the encoder sees (LLaVA-1.5: the padded square), or the
     picture. With squash and with tiles the two are the same."""
     exact: bool = False
-    """Whether every JPEG is decoded whole, also where a smaller one would do."""
+    """Whether every JPEG is decoded whole, also where a smaller one would do. How a picture is resized is a matter of
+    its transform."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError when the tokenizer lacks a control token of the template."""

@@ -140,10 +140,9 @@ class SquareTransform(Protocol):
     @property
     def size_px(self) -> int: ...
 
-    @property
-    def resample(self) -> int: ...
-
     def __call__(self, image: Any, size: Size | None = None, num_media: int = 1) -> Tensor: ...
+
+    def resize(self, image: Any, new: Size, size: Size | None = None) -> Any: ...
 
     def window(self, size: Size, num_media: int = 1) -> Box: ...
 
@@ -256,12 +255,9 @@ class TiledTransform:
     def _tiles(self, image: Any, size: Size, cut: Cut) -> Iterator[Any]:
         from PIL import Image
 
-        image = image if image.mode == "RGB" else image.convert("RGB")
-        factor = round(size[0] / image.size[0])
-        covered = None if factor == 1 else (0.0, 0.0, size[0] / factor, size[1] / factor)
         left, top, width, height = cut.content
         step = self.view.size_px
-        canvas = image.resize((width, height), self.view.resample, box=covered)
+        canvas = self.view.resize(image, (width, height), size)
         if (width, height) != (cut.grid[0] * step, cut.grid[1] * step):
             black = Image.new("RGB", (cut.grid[0] * step, cut.grid[1] * step))
             black.paste(canvas, (left, top))

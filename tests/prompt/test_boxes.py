@@ -73,8 +73,9 @@ def stored(width, height, pixels, orientation, kind) -> bytes:
 
 def seen(image: Image.Image):
     """Where the rectangle's colour is in a view, in pixels, to half a pixel; None when it is nowhere."""
-    redness = (np.asarray(image).astype(float)[..., 0] - BACKGROUND[0]) / (COLOUR[0] - BACKGROUND[0])
-    rows, columns = (redness.max(axis) > 0.5 for axis in (1, 0))
+    red, green, blue = np.moveaxis(np.asarray(image).astype(float), -1, 0)
+    redness = red - (green + blue) / 2  # the rectangle 195, the background -100, padding and black about 0
+    rows, columns = (redness.max(axis) > 60 for axis in (1, 0))
     if not rows.any():
         return None
     (top, bottom), (left, right) = ((line.argmax(), len(line) - line[::-1].argmax()) for line in (rows, columns))
