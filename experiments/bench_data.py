@@ -3,10 +3,10 @@
     python experiments/bench_data.py ../shared/data [ROUNDS]
 
 Both get the rows of llava_instruct.json, the photos as files, Llama's tokenizer, CLIP's preprocessing at 336 px
-(shorter side, centre crop) and batches of 8 with 576 slots a photo, in one process and with one or two workers. `mmexp` has the
-default settings, `mmexp, exact` those of processor.exact_pixels=true. The other pipeline is a torch Dataset over the
-parsed JSON with `LlavaProcessor` on the batch; it makes no labels. Rounds of all alternate, so that other work on the
-machine meets each; a ratio above 1 means that mmexp is faster.
+(shorter side, centre crop) and batches of 8 with 576 slots a photo, in one process and with one or two workers.
+`mmexp` has the default settings, `mmexp, exact` those of processor.exact_pixels=true. The other pipeline is a torch
+Dataset over the parsed JSON with `LlavaProcessor` on the batch; it makes no labels. Rounds of all alternate, so that
+other work on the machine meets each; a ratio above 1 means that mmexp is faster.
 """
 
 from __future__ import annotations
