@@ -14,7 +14,7 @@ from mmexp.encoder import ImageTransform
 from mmexp.errors import ConfigError
 from mmexp.model.multimodal import Branch, MultimodalModel
 from mmexp.prompt import AnyRes, ChatTemplate, DynamicTiles, Processor, SegmentTokenizer, TiledTransform
-from mmexp.prompt.tiles import SquareTransform
+from mmexp.prompt.views import SquareTransform
 
 if TYPE_CHECKING:
     from mmexp.connector import ConnectorConfig

@@ -7,8 +7,9 @@ from mmexp.prompt.boxes import OutsideViewError, to_picture, to_view
 from mmexp.prompt.image import BadMediaError, image_size, load_image
 from mmexp.prompt.processor import Layout, Processor, TooLongError, describe
 from mmexp.prompt.template import ChatTemplate
-from mmexp.prompt.tiles import AnyRes, DynamicTiles, TiledTransform
+from mmexp.prompt.tiles import AnyRes, DynamicTiles
 from mmexp.prompt.tokenizer import Encoded, SegmentTokenizer
+from mmexp.prompt.views import TiledTransform
 
 __all__ = [
     "AnyRes",
