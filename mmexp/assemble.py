@@ -17,9 +17,11 @@ from mmexp.config import Checked, Invocation, check, load_run_config, redact, re
 from mmexp.engine.manifest import RunDir, open_run_dir, provenance, write_text
 from mmexp.errors import CheckpointError, ConfigError
 from mmexp.model import InputPlan, Plan, PromptPlan
+from mmexp.prompt import AnyRes, DynamicTiles
 from mmexp.tuning import LoraSettings
 
 if TYPE_CHECKING:
+    from mmexp.config.spine import ProcessorConfig
     from mmexp.engine import Generator, StageJob
     from mmexp.evaluation import BenchmarkConfig
 
@@ -39,9 +41,8 @@ class Experiment:
     @cached_property
     def prompt(self) -> PromptPlan:
         """What samples become. Where `llm.tokenizer` is given, the LLM itself may be missing and is not looked at."""
-        if getattr(self.checked.parts["llm"], "tokenizer", None) is None:
-            return self.plan.checked_prompt
-        return PromptPlan(**self._plan_fields())
+        alone = getattr(self.checked.parts["llm"], "tokenizer", None) is not None
+        return PromptPlan(**self._plan_fields()) if alone else self.plan
 
     @property
     def benchmarks(self) -> dict[str, BenchmarkConfig]:
@@ -102,6 +103,7 @@ class Experiment:
             num_workers=spine.processor.num_workers,
             seed=spine.seed,
             check_rows=spine.processor.check_rows,
+            bad_media_cap=spine.processor.bad_media_cap,
             config=redact(self.checked.plain),
             tags=[str(node.get("_target_", "")).rsplit(".", 1)[-1] for node in self._component_nodes()],
             group=spine.name,
@@ -127,7 +129,9 @@ class Experiment:
             "inputs": inputs,
             "llm": parts["llm"],
             "template": parts["template"],
-            "image_fit": processor.image_fit,
+            **_image_rule(processor),
+            "box_frame": processor.box_frame,
+            "exact_pixels": processor.exact_pixels,
             "max_length_tokens": processor.max_length_tokens,
         }
 
@@ -163,6 +167,15 @@ def finished_run(path: str, where: str) -> RunDir:
             fix="`ls -d outputs/*/*/*/` shows the runs there are",
         )
     return run
+
+
+def _image_rule(processor: ProcessorConfig) -> dict[str, Any]:
+    """`image_fit` of the plan, or its `tiling` for the values that make several views of a picture."""
+    tilings = {"tiles": (DynamicTiles, processor.tiles), "anyres": (AnyRes, processor.anyres)}
+    if processor.image_fit not in tilings:
+        return {"image_fit": processor.image_fit}
+    rule, values = tilings[processor.image_fit]
+    return {"tiling": rule(**vars(values))}
 
 
 def _continued(folder: Path, invocation: Invocation) -> Experiment:

@@ -35,6 +35,8 @@ class Medium:
     modality: str = "image"
 
 
+Size = tuple[int, int]
+"""Width and height of an upright picture in pixels."""
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom as shares (0 to 1) of the upright picture."""
 
@@ -121,7 +123,12 @@ class Item:
     runs: tuple[MediaRun, ...]
     """In reading order; the i-th run of a modality belongs to the i-th entry of `media[modality]`."""
     media: Mapping[str, tuple[Tensor, ...]]
-    """Per modality the transformed values; an image is float32[3, H, W]."""
+    """Per modality the transformed values; an image is float32[3, H, W], or float32[views, 3, H, W] with `views`."""
+    views: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Per modality how many values each medium is; absent where every medium is one value."""
+    gather: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """Per modality which soft token goes into which slot of each medium: int64[slots, 2] of view and place in it, place
+    -1 for the end of a row; absent where soft tokens fill the slots in order."""
     num_dropped_turns: int = 0
     """Turns cut from the end because the sample was longer than the limit."""
     num_cut_tokens: int = 0
@@ -155,17 +162,24 @@ class Batch:
     slots: Mapping[str, Tensor] = field(default_factory=dict)
     """Per modality bool[B, T]: where soft tokens go."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
-    """Per modality float[M, ...], in the order of their slots."""
+    """Per modality float[M, ...], in the order of their slots. A medium of several views takes several of the M."""
     slot_lengths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Per modality the number of slots of each of the M media."""
+    """Per modality the number of slots of each medium."""
     media_owners: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Per modality the sample id of each of the M media."""
+    """Per modality the sample id of each medium."""
+    views: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Per modality how many of the M each medium is; absent where each one is one."""
+    gather: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per modality int64[slots, 2]: index into M and place in its N soft tokens for every slot, place -1 for the end of
+    a row; absent where soft tokens fill the slots in order."""
     num_supervised: int = 0
     """Positions that carry loss, known on the CPU so that nobody has to wait for the device."""
     dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Per reason the ids of samples that were left out of this batch by a counted rule."""
     num_dropped_turns: int = 0
     """Turns cut from the ends of over-long samples of this batch."""
+    bad_media: tuple[Mapping[str, str], ...] = ()
+    """Of each sample that was left out for a medium nobody can read: `id`, `dataset`, `file` and `reason`."""
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`; itself when it is there."""
@@ -182,6 +196,7 @@ class Batch:
             positions=self.positions.to(device, non_blocking=non_blocking),
             slots=move(self.slots),
             media=move(self.media),
+            gather=move(self.gather),
         )
 
     def spans(self) -> Iterator[tuple[int, int, int]]:

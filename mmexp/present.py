@@ -75,7 +75,8 @@ def plan_rows(exp: Experiment, run: RunDir | None = None) -> list[dict[str, str]
                 "shape": f"{modality} to {grid} patches x {branch.spec.width}",
             }
         )
-        shape = f"{branch.num_soft_tokens} soft tokens x {plan.spec.width}"
+        each = " a view" if plan.tiling else ""
+        shape = f"{branch.num_soft_tokens} soft tokens{each} x {plan.spec.width}"
         rows.append({"part": "connector", "what": _title(exp, "connector"), "shape": shape})
     rows.append(
         {"part": "llm", "what": _title(exp, "llm"), "shape": f"{plan.spec.vocab_size} tokens x {plan.spec.width}"}
@@ -84,7 +85,7 @@ def plan_rows(exp: Experiment, run: RunDir | None = None) -> list[dict[str, str]
         {
             "part": "template",
             "what": plan.template.name,
-            "shape": f"at most {plan.max_length_tokens} tokens, images {plan.image_fit}",
+            "shape": f"at most {plan.max_length_tokens} tokens, images {plan.image_rule}",
         }
     )
     rows.append({"part": "data", "what": _title(exp, "data"), "shape": f"batches of {spine.stage.batch_size}"})

@@ -38,11 +38,47 @@ class PathsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TilesConfig:
+    """InternVL's tiles, for `processor.image_fit=tiles`."""
+
+    min_tiles: int = 1
+    """Least number of tiles of a picture."""
+    max_tiles: int = 12
+    """Largest number of tiles; the pictures of one conversation share it."""
+    thumbnail: bool = True
+    """Whether several tiles are followed by a view of the whole picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyResConfig:
+    """LLaVA-NeXT's tiles, for `processor.image_fit=anyres`."""
+
+    grids: tuple[tuple[int, int], ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+    """Canvases to choose from, columns and rows of tiles; of equally good ones the first is taken."""
+    unpad: bool = True
+    """Whether soft tokens of the canvas's padding are left out."""
+    newline: bool = True
+    """Whether a learned vector ends every row of soft tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProcessorConfig:
     """How samples become batches."""
 
-    image_fit: Literal["crop", "pad", "squash"] = "crop"
-    """How a picture becomes a square: cut its centre, pad with the mean colour, or change its proportions."""
+    image_fit: Literal["crop", "pad", "squash", "tiles", "anyres"] = "crop"
+    """How a picture becomes a square: cut its centre, pad with the mean colour, or change its proportions; or several
+    squares: tiles (InternVL) or anyres (LLaVA-NeXT)."""
+    tiles: TilesConfig = field(default_factory=TilesConfig)
+    """Settings of tiles."""
+    anyres: AnyResConfig = field(default_factory=AnyResConfig)
+    """Settings of anyres."""
+    box_frame: Literal["view", "picture"] = "view"
+    """What boxes are written relative to: what the encoder sees (LLaVA-1.5: the padded square), or the picture."""
+    exact_pixels: bool = False
+    """Whether pictures are decoded whole and resized by Pillow, as the published code does. Otherwise torch resizes,
+    and a JPEG is decoded smaller where twice the pixels of the view remain."""
+    bad_media_cap: float = 0.001
+    """Largest share of samples that may be left out because a medium cannot be read; above it the run stops."""
     max_length_tokens: int = 2048
     """Longest sample, soft tokens included; whole turns are cut from the end."""
     row: Literal["flat", "padded"] = "flat"

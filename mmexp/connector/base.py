@@ -21,6 +21,13 @@ class ConnectorConfig(Protocol):
         """
         ...
 
+    def soft_grid(self, encoder: EncoderSpec) -> tuple[int, int] | None:
+        """Columns and rows of the N soft tokens as they lie in the picture, row by row; None when they have no place.
+
+        Only layouts with rows ask for it (AnyRes), so a connector without this method works with all others.
+        """
+        ...
+
     def build(self, encoder: EncoderSpec, llm_width: int) -> nn.Module:
         """Module with `forward(features: float[M, P, E]) -> float[M, N, D]`."""
         ...

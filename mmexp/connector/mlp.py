@@ -27,6 +27,9 @@ class MlpConfig:
     def num_soft_tokens(self, encoder: EncoderSpec) -> int:
         return encoder.num_patches
 
+    def soft_grid(self, encoder: EncoderSpec) -> tuple[int, int] | None:
+        return None if encoder.num_prefix else (encoder.grid[1], encoder.grid[0])
+
     def build(self, encoder: EncoderSpec, llm_width: int) -> nn.Module:
         if self.depth < 1:
             raise ConfigError(f"{self.depth}", expected="at least 1", where="connector.depth")
@@ -42,6 +45,9 @@ class IdentityConfig:
 
     def num_soft_tokens(self, encoder: EncoderSpec) -> int:
         return encoder.num_patches
+
+    def soft_grid(self, encoder: EncoderSpec) -> tuple[int, int] | None:
+        return None if encoder.num_prefix else (encoder.grid[1], encoder.grid[0])
 
     def build(self, encoder: EncoderSpec, llm_width: int) -> nn.Module:
         if encoder.width != llm_width:

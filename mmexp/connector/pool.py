@@ -26,6 +26,9 @@ class AveragePoolConfig:
         self._check(encoder)
         return encoder.grid[0] * encoder.grid[1] // self.factor**2
 
+    def soft_grid(self, encoder: EncoderSpec) -> tuple[int, int] | None:
+        return (encoder.grid[1] // self.factor, encoder.grid[0] // self.factor)
+
     def build(self, encoder: EncoderSpec, llm_width: int) -> AveragePool:
         self._check(encoder)
         return AveragePool(encoder.grid, self.factor, encoder.width, llm_width)

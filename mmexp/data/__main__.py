@@ -97,7 +97,7 @@ def _inspect(invocation: Invocation) -> tuple[Inspection, DataCheckConfig]:
     setup_logging()
     own = check_besides(DataCheckConfig, invocation.cfg)
     exp = experiment(invocation, skip=(*own_keys(DataCheckConfig), *UNUSED))
-    return inspect_data(exp.checked.parts["data"].build(), exp.plan.processor), own
+    return inspect_data(exp.checked.parts["data"].build(), exp.prompt.processor), own
 
 
 COMMANDS: dict[str, tuple[Callable[[Invocation], None], str]] = {

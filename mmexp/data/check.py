@@ -8,9 +8,20 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from mmexp.contracts import Dataset, Sample
-from mmexp.data.dataset import NO_SUPERVISION, TOO_LONG, check_share, evenly_spaced
+from mmexp.data.dataset import (
+    BAD_MEDIA,
+    BOX_OUTSIDE,
+    CAPS,
+    NO_SUPERVISION,
+    TOO_LONG,
+    check_bad_media,
+    check_share,
+    describe_bad,
+    evenly_spaced,
+)
 from mmexp.errors import DataError
-from mmexp.prompt import Processor, TooLongError, describe
+from mmexp.prompt import BadMediaError, OutsideViewError, Processor, TooLongError, describe
+from mmexp.prompt.media import SIZES
 
 _BUCKETS = (0, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _SHOWN = 5
@@ -36,7 +47,14 @@ class PreflightReport:
     """Ids of tokenised rows that supervise nothing."""
     too_long: list[str] = field(default_factory=list)
     """Ids of tokenised rows of which not even the first exchange fits."""
+    outside: list[str] = field(default_factory=list)
+    """Ids of tokenised rows with a box in what the crop cuts away."""
+    bad_media: list[dict[str, str]] = field(default_factory=list)
+    """`id`, `dataset`, `file` and `reason` of rows with a medium whose file or header is bad."""
+    num_looked: int = 0
+    """Rows whose structure and media were looked at."""
     errors: list[DataError] = field(default_factory=list)
+    """Rows that cannot be used at all."""
 
     def histogram(self) -> dict[str, int]:
         """How many rows have how many supervised tokens, by ranges such as `9-16`."""
@@ -55,13 +73,13 @@ def preflight(
     max_files: int = 100_000,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PreflightReport:
-    """Tokenises rows without opening a medium, and looks whether the media files exist.
+    """Tokenises rows without decoding a medium, and reads the header of every medium.
 
     Args:
         dataset: What will be trained on.
         processor: How.
         max_rows: Rows to tokenise, spread evenly (about 1,000 a second).
-        max_files: Rows whose structure and files are looked at, spread evenly (about 30,000 a second).
+        max_files: Rows whose structure and media headers are looked at, spread evenly (about 10,000 a second).
         on_progress: Called with rows done and rows to do.
     """
     report = PreflightReport(num_rows=len(dataset))
@@ -71,7 +89,7 @@ def preflight(
         try:
             sample = dataset[index]
             _check_sample(sample, report)
-            if index in chosen:
+            if not _has_bad_media(sample, report) and index in chosen:
                 _check_tokens(sample, processor, report)
         except DataError as error:
             report.errors.append(error)
@@ -80,11 +98,12 @@ def preflight(
     return report
 
 
-def require_trainable(report: PreflightReport) -> None:
+def require_trainable(report: PreflightReport, bad_media_cap: float = CAPS[BAD_MEDIA]) -> None:
     """Refuses data that would waste a run.
 
     Raises:
-        DataError: broken rows, missing files, more than 1 % of rows that supervise nothing, or more than 10 % too long.
+        DataError: broken rows, a larger share of rows with bad media than `bad_media_cap`, more than 1 % of rows that
+            supervise nothing, or more than 10 % that are too long or have a box outside the view.
     """
     if len(report.errors) == 1:
         raise report.errors[0]
@@ -92,8 +111,10 @@ def require_trainable(report: PreflightReport) -> None:
         shown = "\n".join(error.render() for error in report.errors[:_SHOWN])
         more = f"\n... and {len(report.errors) - _SHOWN} more" if len(report.errors) > _SHOWN else ""
         raise DataError(f"{len(report.errors)} of {report.num_rows} rows cannot be used\n{shown}{more}", where="data")
+    check_bad_media(report.bad_media, len(report.bad_media), report.num_looked, bad_media_cap)
     check_share(NO_SUPERVISION, len(report.silent), report.num_tokenised, tuple(report.silent))
     check_share(TOO_LONG, len(report.too_long), report.num_tokenised, tuple(report.too_long))
+    check_share(BOX_OUTSIDE, len(report.outside), report.num_tokenised, tuple(report.outside))
 
 
 def _check_sample(sample: Sample, report: PreflightReport) -> None:
@@ -104,16 +125,24 @@ def _check_sample(sample: Sample, report: PreflightReport) -> None:
             where=describe(sample),
             fix="remove the row, or add the answer",
         )
+
+
+def _has_bad_media(sample: Sample, report: PreflightReport) -> bool:
+    """Reads the header of every medium; the first one that is bad goes into the report."""
+    report.num_looked += 1
     for medium in (medium for turn in sample.turns for medium in turn.media):
-        if isinstance(medium.source, (str, os.PathLike)):
-            report.num_files += 1
-            if not os.path.isfile(medium.source):
-                raise DataError(
-                    f"the {medium.modality} file does not exist",
-                    expected="an existing file",
-                    where=f"{describe(sample)}, file {medium.source}",
-                    fix="check data.image_root, or restore the file",
-                )
+        report.num_files += isinstance(medium.source, (str, os.PathLike))
+        try:
+            if medium.modality in SIZES:
+                SIZES[medium.modality](medium.source, describe(sample))
+            elif isinstance(medium.source, (str, os.PathLike)) and not os.path.isfile(medium.source):
+                missing = BadMediaError(f"the {medium.modality} file does not exist", where=describe(sample))
+                missing.file = os.fspath(medium.source)
+                raise missing
+        except BadMediaError as error:
+            report.bad_media.append(describe_bad(sample, error))
+            return True
+    return False
 
 
 def _check_tokens(sample: Sample, processor: Processor, report: PreflightReport) -> None:
@@ -122,6 +151,9 @@ def _check_tokens(sample: Sample, processor: Processor, report: PreflightReport)
         layout = processor.layout(sample)
     except TooLongError:
         report.too_long.append(sample.id)
+        return
+    except OutsideViewError:
+        report.outside.append(sample.id)
         return
     report.lengths.append(len(layout.encoded.ids))
     report.supervised.append(layout.num_supervised)

@@ -56,6 +56,7 @@ class Collator:
             ids=tuple(item.id for item in items_or_blank),
             num_supervised=int((batch_tensors["labels"] != IGNORE).sum()),
             dropped=dropped,
+            bad_media=tuple(entry.bad for entry in entries if isinstance(entry, Dropped) and entry.bad),
             num_dropped_turns=sum(item.num_dropped_turns for item in items),
         )
 
@@ -83,20 +84,28 @@ class Collator:
 
 
 def _stack_media(items: Sequence[Item]) -> dict[str, Any]:
-    """`media`, `slot_lengths` and `media_owners`, in the order of the slots."""
+    """`media`, `slot_lengths`, `media_owners`, `views` and `gather`, in the order of the slots."""
     import torch
 
     values: dict[str, list[Tensor]] = {}
     lengths: dict[str, tuple[int, ...]] = {}
     owners: dict[str, tuple[str, ...]] = {}
+    views: dict[str, tuple[int, ...]] = {}
+    gather: dict[str, list[Tensor]] = {}
     for item in items:
         for modality, media in item.media.items():
+            for number, order in enumerate(item.gather.get(modality, ())):
+                first = sum(views.get(modality, ())) + sum(item.views[modality][:number])
+                gather.setdefault(modality, []).append(order + torch.tensor([first, 0]))
             values.setdefault(modality, []).extend(media)
             owners[modality] = owners.get(modality, ()) + (item.id,) * len(media)
+            if modality in item.views:
+                views[modality] = views.get(modality, ()) + item.views[modality]
         for run in item.runs:
             lengths[run.modality] = (*lengths.get(run.modality, ()), run.length)
     for modality, tensors in values.items():
-        odd = next((index for index, value in enumerate(tensors) if value.shape != tensors[0].shape), None)
+        one = slice(1 if modality in views else 0, None)  # the number of views may differ
+        odd = next((index for index, v in enumerate(tensors) if v.shape[one] != tensors[0].shape[one]), None)
         if odd is not None:
             raise DataError(
                 f"{modality} of shape {tuple(tensors[odd].shape)} beside {tuple(tensors[0].shape)}",
@@ -104,8 +113,9 @@ def _stack_media(items: Sequence[Item]) -> dict[str, Any]:
                 where=f"samples {owners[modality][odd]!r} and {owners[modality][0]!r}",
                 fix="check the encoder's transform",
             )
-    media = {modality: torch.stack(tensors) for modality, tensors in values.items()}
-    return {"media": media, "slot_lengths": lengths, "media_owners": owners}
+    joined = {modality: (torch.cat if modality in views else torch.stack)(each) for modality, each in values.items()}
+    orders = {modality: torch.cat(each) for modality, each in gather.items()}
+    return {"media": joined, "slot_lengths": lengths, "media_owners": owners, "views": views, "gather": orders}
 
 
 def _blank(pad_id: int) -> Item:

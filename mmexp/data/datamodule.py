@@ -12,7 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from mmexp.contracts import Batch, Dataset, Item
 from mmexp.data.collate import Collator
-from mmexp.data.dataset import DropCounts, Dropped, TrainingData, fingerprint
+from mmexp.data.dataset import BAD_MEDIA, CAPS, DropCounts, Dropped, TrainingData, fingerprint
 from mmexp.data.sampler import RunSampler
 from mmexp.errors import CheckpointError, MmexpError
 from mmexp.prompt import Processor
@@ -34,6 +34,7 @@ class MultimodalDataModule(LightningDataModule):
         num_micro_batches: Of the whole run, on each rank.
         seed: Of the order.
         num_workers: Processes that prepare batches; 0 prepares them in the training process.
+        bad_media_cap: Largest share of samples that may be left out because a medium cannot be read.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class MultimodalDataModule(LightningDataModule):
         num_micro_batches: int,
         seed: int,
         num_workers: int = 0,
+        bad_media_cap: float = CAPS[BAD_MEDIA],
     ) -> None:
         super().__init__()
         self.dataset, self.processor, self.collator = dataset, processor, collator
@@ -53,7 +55,7 @@ class MultimodalDataModule(LightningDataModule):
         self.seed, self.num_workers = seed, num_workers
         self.position = 0
         """Micro-batches trained so far."""
-        self.drop_counts = DropCounts()
+        self.drop_counts = DropCounts(bad_media_cap=bad_media_cap, num_samples=len(dataset))
 
     def advance(self, batch: Batch | None = None) -> None:
         """Moves the position behind a trained micro-batch, and counts what was left out of it.
@@ -114,9 +116,7 @@ class MultimodalDataModule(LightningDataModule):
                 fix="resume with the settings of the run's config.yaml, or start a new run from its weights",
             )
         self.position = state_dict["position"]
-        self.drop_counts = DropCounts(
-            state_dict["num_seen"], state_dict["num_dropped_turns"], dict(state_dict["dropped"])
-        )
+        self.drop_counts.restore(state_dict["num_seen"], state_dict["num_dropped_turns"], state_dict["dropped"])
 
     @property
     def _world_size(self) -> int:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mmexp.contracts import Batch, Dataset, Item
+from mmexp.contracts import Batch, Dataset, Item, Sample
 from mmexp.errors import DataError
-from mmexp.prompt import Processor, TooLongError
+from mmexp.prompt import BadMediaError, OutsideViewError, Processor, TooLongError
 
 TOO_LONG = "too_long"
 NO_SUPERVISION = "no_supervision"
-CAPS: Mapping[str, float] = {TOO_LONG: 0.1, NO_SUPERVISION: 0.01}
+BOX_OUTSIDE = "box_outside"
+BAD_MEDIA = "bad_media"
+CAPS: Mapping[str, float] = {TOO_LONG: 0.1, NO_SUPERVISION: 0.01, BOX_OUTSIDE: 0.1, BAD_MEDIA: 0.001}
 """Per reason the largest share of samples that may be left out."""
 _ADVICE = {
+    BAD_MEDIA: "restore the files (the run's bad_samples.jsonl lists them), or raise processor.bad_media_cap",
+    BOX_OUTSIDE: "processor.image_fit=pad or squash, which show the whole picture",
     TOO_LONG: "raise processor.max_length_tokens, or shorten the data",
     NO_SUPERVISION: "look at these rows: an answer without text supervises nothing",
 }
+_LISTED = 20
+"""Samples with bad media that a message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +33,8 @@ class Dropped:
     reason: str
     id: str
     dataset: str = ""
+    bad: Mapping[str, str] | None = None
+    """Of a sample whose medium cannot be read: `id`, `dataset`, `file` and `reason`."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,19 @@ class TrainingData:
             item = self.processor.encode(sample)
         except TooLongError:
             return Dropped(reason=TOO_LONG, id=sample.id, dataset=sample.dataset)
+        except OutsideViewError:
+            return Dropped(reason=BOX_OUTSIDE, id=sample.id, dataset=sample.dataset)
+        except BadMediaError as error:
+            bad = describe_bad(sample, error)
+            return Dropped(reason=BAD_MEDIA, id=sample.id, dataset=sample.dataset, bad=bad)
         if not item.num_supervised:
             return Dropped(reason=NO_SUPERVISION, id=sample.id, dataset=sample.dataset)
         return item
+
+
+def describe_bad(sample: Sample, error: BadMediaError) -> dict[str, str]:
+    """The line of a sample in bad_samples.jsonl."""
+    return {"id": sample.id, "dataset": sample.dataset, "file": error.file, "reason": error.found}
 
 
 @dataclass
@@ -60,6 +78,15 @@ class DropCounts:
     dropped: dict[str, int] = field(default_factory=dict)
     min_seen: int = 1000
     """Shares are judged only after so many samples."""
+    bad_media_cap: float = CAPS[BAD_MEDIA]
+    """Largest share of samples with a medium that nobody can read."""
+    num_samples: int = 0
+    """Rows of the data; bad media are judged as a share of these until more were seen, so that two bad files at the
+    start of a large dataset do not stop a run."""
+
+    def restore(self, num_seen: int, num_dropped_turns: int, dropped: Mapping[str, int]) -> None:
+        """Goes on from the counts of a checkpoint."""
+        self.num_seen, self.num_dropped_turns, self.dropped = num_seen, num_dropped_turns, dict(dropped)
 
     def update(self, batch: Batch) -> None:
         """Counts one batch.
@@ -72,7 +99,28 @@ class DropCounts:
         self.num_dropped_turns += batch.num_dropped_turns
         for reason, ids in batch.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + len(ids)
-            check_share(reason, self.dropped[reason], self.num_seen, ids, min_seen=self.min_seen)
+            if reason == BAD_MEDIA:
+                total = max(self.num_seen, self.num_samples)
+                check_bad_media(batch.bad_media, self.dropped[reason], total, self.bad_media_cap)
+            else:
+                check_share(reason, self.dropped[reason], self.num_seen, ids, min_seen=self.min_seen)
+
+
+def check_bad_media(bad: Sequence[Mapping[str, str]], count: int, total: int, cap: float) -> None:
+    """Raises DataError, with a list of `bad`, when `count` of `total` samples is a larger share than `cap`."""
+    if count <= cap * total:
+        return
+    listed = [
+        f"{entry['dataset'] or 'data'}, sample {entry['id']!r}, {entry['file'] or 'encoded bytes'}: {entry['reason']}"
+        for entry in bad[:_LISTED]
+    ]
+    more = [f"... and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []
+    raise DataError(
+        "\n".join([f"{count} of {total} samples ({count / total:.2%}) have media that cannot be read", *listed, *more]),
+        expected=f"at most {cap:.3g} of them (processor.bad_media_cap)",
+        where="data",
+        fix=_ADVICE[BAD_MEDIA],
+    )
 
 
 def check_share(reason: str, count: int, total: int, examples: tuple[str, ...], min_seen: int = 1) -> None:

@@ -128,7 +128,7 @@ def _files(need: Need) -> list[tuple[str, int]]:
         info = HfApi().repo_info(need.source or "", repo_type=need.repo_type, files_metadata=True, timeout=20)
     except Exception as error:  # its HTTP library has a family of errors of its own, which changes between releases
         raise OSError(_reason(error)) from error
-    files = [(file.rfilename, file.size or 0) for file in info.siblings or []]
+    files = [(file.rfilename, file.size or 0) for file in getattr(info, "siblings", None) or []]
     if need.repo_type == "dataset":
         return [(name, size) for name, size in files if not name.startswith(".")]
     has_safe = any(name.endswith(".safetensors") for name, _ in files)

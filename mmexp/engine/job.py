@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mmexp.contracts import Dataset
 from mmexp.data import Collator, MultimodalDataModule, preflight, require_trainable
 from mmexp.engine import checkpoint
+from mmexp.engine.bad_samples import BadSamples
 from mmexp.engine.callbacks import Checkpoints, Interrupted, MetricsLog, MovedCheck
 from mmexp.engine.chain import save_weights
 from mmexp.engine.manifest import RunDir
@@ -66,6 +67,8 @@ class StageJob:
     seed: int
     check_rows: int
     """How many rows are tokenised before training to see that they supervise something."""
+    bad_media_cap: float = 0.001
+    """Largest share of samples that may be left out because a medium cannot be read."""
     config: Mapping[str, Any]
     """The resolved configuration, redacted, for the trackers."""
     tags: Sequence[str] = ()
@@ -108,8 +111,10 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
     """
     started = time.monotonic()
     dataset = job.data.build()
+    bad_samples = BadSamples(job.run.path / "bad_samples.jsonl")
     report = preflight(dataset, job.plan.processor, max_rows=job.check_rows)
-    require_trainable(report)
+    bad_samples.add(report.bad_media)
+    require_trainable(report, job.bad_media_cap)
     num_steps = job.num_steps(len(dataset))
     module = TrainingModule(job.plan, job.objective, job.optim, _recipe(job, num_steps), job.init_from)
     datamodule = _datamodule(job, dataset, num_steps)
@@ -118,7 +123,9 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
     job.run.update_manifest(status="running", derived=derived, resumed_from=resume.name if resume else None)
     if resume:
         log.info("continuing from %s", resume.name)
-    trainer = job.trainer.build(job.run.path, num_steps, job.accumulate, _callbacks(job, on_start), _loggers(job))
+    trainer = job.trainer.build(
+        job.run.path, num_steps, job.accumulate, [*_callbacks(job, on_start), bad_samples], _loggers(job)
+    )
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
     except Interrupted:
@@ -171,6 +178,7 @@ def _datamodule(job: StageJob, dataset: Dataset, num_steps: int) -> MultimodalDa
         num_micro_batches=num_steps * job.accumulate,
         seed=job.seed,
         num_workers=job.num_workers,
+        bad_media_cap=job.bad_media_cap,
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from mmexp.contracts import IGNORE, Batch, EncoderSpec, Output
 from mmexp.llm import Sampling
-from mmexp.model.splice import left_pad, splice, take_part
+from mmexp.model.splice import arrange, left_pad, splice, take_part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +37,15 @@ class Branch(nn.Module):
         features = self.encoder(values)
         return self.connector(features.to(dtype_of(self.connector, features.dtype)))
 
-    def empty_item(self, like: Tensor) -> Tensor:
-        """One item of zeros on the device of `like`, for a batch that has none."""
-        return torch.zeros(1, *self.spec.item_shape, device=like.device)
+    @property
+    def newline(self) -> Tensor | None:
+        """float[D], the learned end of a row of soft tokens, where the plan gave the connector one."""
+        return getattr(self.connector, "newline", None)
+
+    def idle(self, like: Tensor) -> Tensor:
+        """Soft tokens of an item of zeros that depend on every weight: for a batch that has none of this modality."""
+        soft = self(torch.zeros(1, *self.spec.item_shape, device=like.device))
+        return soft if self.newline is None else soft + self.newline.to(soft.dtype)
 
 
 class MultimodalModel(nn.Module):
@@ -68,16 +74,20 @@ class MultimodalModel(nn.Module):
         for modality, branch in self._branches():
             if modality in batch.media:
                 soft[modality] = branch(batch.media[modality])
+                placed = soft[modality]
+                if modality in batch.gather:
+                    placed = arrange(placed, batch.gather[modality], branch.newline)
                 embeds = splice(
                     embeds,
-                    soft[modality],
+                    placed,
                     batch.slots[modality],
                     modality=modality,
                     slot_lengths=batch.slot_lengths[modality],
                     owners=batch.media_owners[modality],
+                    views=batch.views.get(modality),
                 )
             elif torch.is_grad_enabled() and trains(branch):
-                embeds = take_part(embeds, branch(branch.empty_item(embeds)))
+                embeds = take_part(embeds, branch.idle(embeds))
         return embeds, soft
 
     @torch.inference_mode()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from mmexp.contracts import EncoderSpec, LlmSpec
+from mmexp.encoder import ImageTransform
 from mmexp.errors import ConfigError
 from mmexp.model.multimodal import Branch, MultimodalModel
-from mmexp.prompt import ChatTemplate, Processor, SegmentTokenizer
+from mmexp.prompt import AnyRes, ChatTemplate, DynamicTiles, Processor, SegmentTokenizer, TiledTransform
+from mmexp.prompt.views import SquareTransform
 
 if TYPE_CHECKING:
     from mmexp.connector import ConnectorConfig
@@ -52,6 +54,12 @@ class PromptPlan:
     template: ChatTemplate
     image_fit: Fit = "crop"
     """How pictures become squares: crop, pad or squash."""
+    tiling: DynamicTiles | AnyRes | None = None
+    """How pictures become several views; goes before `image_fit`."""
+    box_frame: Literal["view", "picture"] = "view"
+    """What boxes are written relative to."""
+    exact_pixels: bool = False
+    """Whether pictures are decoded whole and resized by Pillow, as the published code does."""
     max_length_tokens: int = 2048
     """Longest sample in tokens, soft tokens included."""
 
@@ -63,6 +71,13 @@ class PromptPlan:
                     expected=f"more than the {branch.num_soft_tokens} soft tokens of one {modality}",
                     where="processor.max_length_tokens",
                 )
+            if isinstance(self.tiling, AnyRes):
+                self._transform(branch)
+
+    @property
+    def hf_tokenizer(self) -> Any:
+        """The tokenizer as transformers has it; generation decodes with it."""
+        return self.tokenizer.hf
 
     @cached_property
     def tokenizer(self) -> SegmentTokenizer:
@@ -72,7 +87,12 @@ class PromptPlan:
     @cached_property
     def transforms(self) -> dict[str, Callable[[Any], torch.Tensor]]:
         """Per modality the function from a raw medium to the encoder's values."""
-        return {modality: branch.encoder.transform(self.image_fit) for modality, branch in self.inputs.items()}
+        return {modality: self._transform(branch) for modality, branch in self.inputs.items()}
+
+    @property
+    def image_rule(self) -> str:
+        """How pictures become views, in words."""
+        return str(self.tiling or self.image_fit)
 
     @cached_property
     def processor(self) -> Processor:
@@ -81,29 +101,59 @@ class PromptPlan:
             template=self.template,
             tokenizer=self.tokenizer,
             transforms=self.transforms,
-            slot_lengths={modality: branch.num_soft_tokens for modality, branch in self.inputs.items()},
+            slot_lengths={modality: self._slots(modality, branch) for modality, branch in self.inputs.items()},
             max_length_tokens=self.max_length_tokens,
+            box_frame=self.box_frame,
+            exact=self.exact_pixels,
         )
+
+    def _transform(self, branch: InputPlan) -> Callable[..., torch.Tensor]:
+        if self.tiling is None:
+            return self._view(branch, self.image_fit)
+        view, padded = self._view(branch, "squash"), self._view(branch, "pad")
+        if not (isinstance(view, SquareTransform) and isinstance(padded, SquareTransform)):
+            return self._view(branch, self.image_fit)  # not pictures
+        return TiledTransform(
+            tiling=self.tiling,
+            view=view,
+            padded=padded,
+            num_soft_tokens=branch.num_soft_tokens,
+            soft_grid=self._soft_grid(branch) if isinstance(self.tiling, AnyRes) else None,
+        )
+
+    def _view(self, branch: InputPlan, fit: Fit) -> Callable[..., torch.Tensor]:
+        transform = branch.encoder.transform(fit)
+        return replace(transform, exact=self.exact_pixels) if isinstance(transform, ImageTransform) else transform
+
+    def _slots(self, modality: str, branch: InputPlan) -> int | Callable[..., int]:
+        transform = self.transforms[modality]
+        return transform.num_slots if isinstance(transform, TiledTransform) else branch.num_soft_tokens
+
+    def _soft_grid(self, branch: InputPlan) -> tuple[int, int]:
+        ask = getattr(branch.connector, "soft_grid", None)
+        grid = ask(branch.spec) if ask else None
+        if grid is None or grid[0] * grid[1] != branch.num_soft_tokens:
+            raise ConfigError(
+                f"the connector's {branch.num_soft_tokens} soft tokens have no place in the picture",
+                expected="a grid of soft tokens, since rows and padding are cut out of it",
+                where="processor.image_fit=anyres",
+                fix="connector=mlp2x without the CLS token, or processor.image_fit=tiles",
+            )
+        return grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(PromptPlan):
     """Everything that follows from the component configs: shapes, token counts, processor, and how to build.
 
     Raises:
         ConfigError: on construction, when the parts do not fit together.
     """
 
-    inputs: Mapping[str, InputPlan]
-    llm: LlmConfig
-    template: ChatTemplate
-    image_fit: Fit = "crop"
-    """How pictures become squares: crop, pad or squash."""
-    max_length_tokens: int = 2048
-    """Longest sample in tokens, soft tokens included."""
     spec: LlmSpec = field(init=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "spec", self.llm.spec())
         if self.max_length_tokens > self.spec.max_length_tokens:
             raise ConfigError(
@@ -111,30 +161,14 @@ class Plan:
                 expected=f"at most {self.spec.max_length_tokens}, the LLM's longest sequence",
                 where="processor.max_length_tokens",
             )
-        for branch in self.prompt.inputs.values():
+        for branch in self.inputs.values():
             with torch.device("meta"):
                 branch.connector.build(branch.spec, self.spec.width)
 
     @cached_property
-    def prompt(self) -> PromptPlan:
-        """The part of the plan that needs no LLM."""
-        return PromptPlan(
-            inputs=self.inputs,
-            llm=self.llm,
-            template=self.template,
-            image_fit=self.image_fit,
-            max_length_tokens=self.max_length_tokens,
-        )
-
-    @property
-    def hf_tokenizer(self) -> Any:
-        """The tokenizer as transformers has it; generation decodes with it."""
-        return self.tokenizer.hf
-
-    @cached_property
     def tokenizer(self) -> SegmentTokenizer:
         """The LLM's tokenizer, checked against the embedding table."""
-        tokenizer = self.prompt.tokenizer
+        tokenizer = SegmentTokenizer(self.llm.load_tokenizer(), self.template.new_tokens)
         largest, added = tokenizer.vocab_size, ", ".join(tokenizer.new_tokens)
         if largest > self.spec.vocab_size:
             raise ConfigError(
@@ -146,22 +180,6 @@ class Plan:
                 else "use the tokenizer that belongs to these weights",
             )
         return tokenizer
-
-    @property
-    def checked_prompt(self) -> PromptPlan:
-        """`prompt`, once its tokenizer is known to fit the embedding table."""
-        _ = self.tokenizer
-        return self.prompt
-
-    @property
-    def transforms(self) -> dict[str, Callable[[Any], torch.Tensor]]:
-        """Per modality the function from a raw medium to the encoder's values."""
-        return self.prompt.transforms
-
-    @property
-    def processor(self) -> Processor:
-        """Samples to items; data workers get this and no module."""
-        return self.checked_prompt.processor
 
     def build(self) -> MultimodalModel:
         """The model with its base weights."""
@@ -181,4 +199,9 @@ class Plan:
             return MultimodalModel(self.llm.empty(), branches)
 
     def _connector(self, branch: InputPlan) -> torch.nn.Module:
-        return branch.connector.build(branch.spec, self.spec.width)
+        connector = branch.connector.build(branch.spec, self.spec.width)
+        rows = self.tiling if isinstance(self.tiling, AnyRes) else None
+        if rows is not None and rows.newline and isinstance(self._transform(branch), TiledTransform):
+            width = self.spec.width  # LLaVA draws it like this: c121f04 llava/model/llava_arch.py
+            connector.register_parameter("newline", torch.nn.Parameter(torch.randn(width) / width**0.5))
+        return connector

@@ -21,6 +21,7 @@ def splice(
     modality: str,
     slot_lengths: Sequence[int],
     owners: Sequence[str],
+    views: Sequence[int] | None = None,
 ) -> Tensor:
     """Text embeddings with the soft tokens of one modality in their slots.
 
@@ -28,30 +29,70 @@ def splice(
 
     Args:
         embeds: float[B, T, D]
-        soft: float[M, N, D]
+        soft: float[M, N, D], or float[slots, D] after `arrange`.
         slots: bool[B, T]
         modality: For messages.
-        slot_lengths: Slots of each of the M media, as laid out on the CPU.
-        owners: Sample id of each of the M media.
+        slot_lengths: Slots of each medium, as laid out on the CPU.
+        owners: Sample id of each medium.
+        views: How many of the M each medium is; None: one.
 
     Raises:
         SpliceError: a medium has more or fewer soft tokens than slots.
     """
-    if len(slot_lengths) != soft.shape[0]:
+    if soft.dim() == 3:
+        _check_counts(soft.shape[0], soft.shape[1], modality, slot_lengths, owners, views)
+    elif soft.shape[0] != sum(slot_lengths):
         raise SpliceError(
-            f"{soft.shape[0]} encoded media, {len(slot_lengths)} laid out in the text",
+            f"{soft.shape[0]} soft tokens, {sum(slot_lengths)} slots laid out in the text",
+            where=f"{modality}, samples {', '.join(owners[:4])}",
+            fix="this batch was not made by mmexp's collator; check its gather and slot_lengths",
+        )
+    return embeds.masked_scatter(slots.unsqueeze(-1), soft.to(embeds.dtype))
+
+
+def _check_counts(
+    num_values: int,
+    num_soft: int,
+    modality: str,
+    slot_lengths: Sequence[int],
+    owners: Sequence[str],
+    views: Sequence[int] | None,
+) -> None:
+    views = (1,) * len(slot_lengths) if views is None else views
+    if sum(views) != num_values or len(views) != len(slot_lengths):
+        raise SpliceError(
+            f"{num_values} encoded media, {sum(views)} laid out in the text",
             where=f"{modality}, samples {', '.join(owners[:4])}",
             fix="this batch was not made by mmexp's collator; check its media and slot_lengths",
         )
-    for length, owner in zip(slot_lengths, owners, strict=True):
-        if length != soft.shape[1]:
+    for length, count, owner in zip(slot_lengths, views, owners, strict=True):
+        if length != count * num_soft:
             raise SpliceError(
-                f"{soft.shape[1]} soft tokens",
+                f"{count * num_soft} soft tokens",
                 expected=f"{length}, the slots laid out in the text",
                 where=f"sample {owner}, {modality}",
                 fix="the processor and the model come from different plans; build both from one configuration",
             )
-    return embeds.masked_scatter(slots.unsqueeze(-1), soft.to(embeds.dtype))
+
+
+def arrange(soft: Tensor, gather: Tensor, newline: Tensor | None) -> Tensor:
+    """The soft token of every slot, for media whose slots do not hold the soft tokens of their views in order.
+
+    Args:
+        soft: float[M, N, D]
+        gather: int64[slots, 2]: index into M and into N, the latter -1 for the end of a row.
+        newline: float[D], what stands at the end of a row; None when there are no ends.
+
+    Returns:
+        float[slots, D]
+    """
+    value, place = gather.unbind(1)
+    table = soft.flatten(0, 1)
+    index = value * soft.shape[1] + place
+    if newline is not None:
+        index = torch.where(place < 0, table.shape[0], index)
+        table = torch.cat([table, newline.to(table.dtype)[None]])
+    return table[index]
 
 
 def take_part(embeds: Tensor, soft: Tensor) -> Tensor:

@@ -67,6 +67,9 @@ class RegionContrastive(nn.Module):
         super().__init__()
         if "image" not in plan.inputs:
             raise ConfigError("no image branch", expected="an encoder", where="objective", fix="encoder=shapes_vit")
+        if plan.tiling is not None:
+            raise ConfigError(f"{plan.tiling}", expected="one view of each picture, so that patches have one place",
+                              where="processor.image_fit", fix="processor.image_fit=squash")  # fmt: skip
         spec = plan.inputs["image"].spec
         self.config, self.grid, self.tokenizer = config, spec.grid, plan.hf_tokenizer
         self.words = nn.Embedding(plan.spec.vocab_size, config.width)

@@ -3,23 +3,34 @@
 Nothing here knows a model; lengths, labels and slots are decided here, on the CPU, and never change afterwards.
 """
 
+from mmexp.prompt.boxes import OutsideViewError, to_picture, to_view
 from mmexp.prompt.encoded import Encoded
-from mmexp.prompt.image import load_image
+from mmexp.prompt.image import BadMediaError, image_size, load_image
 from mmexp.prompt.jinja import to_jinja
 from mmexp.prompt.processor import Layout, Processor, TooLongError, describe
 from mmexp.prompt.region import RegionFormat
 from mmexp.prompt.template import ChatTemplate
+from mmexp.prompt.tiles import AnyRes, DynamicTiles
 from mmexp.prompt.tokenizer import SegmentTokenizer
+from mmexp.prompt.views import TiledTransform
 
 __all__ = [
+    "AnyRes",
+    "BadMediaError",
     "ChatTemplate",
+    "DynamicTiles",
     "Encoded",
     "Layout",
+    "OutsideViewError",
     "Processor",
     "RegionFormat",
     "SegmentTokenizer",
+    "TiledTransform",
     "TooLongError",
     "describe",
+    "image_size",
     "load_image",
     "to_jinja",
+    "to_picture",
+    "to_view",
 ]

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmexp.contracts import IGNORE, Item, Medium, Sample, Turn
-from mmexp.errors import DataError, MmexpError
+from mmexp.errors import DataError
 from mmexp.prompt.encoded import Encoded
-from mmexp.prompt.image import load_image
+from mmexp.prompt.image import BadMediaError
+from mmexp.prompt.media import SampleMedia, SlotRule
 from mmexp.prompt.template import ChatTemplate
 from mmexp.prompt.tokenizer import SegmentTokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-LOADERS: Mapping[str, Callable[[Any, str], Any]] = {"image": load_image}
-"""Per modality what turns `Medium.source` into the object that the encoder's transform takes."""
 
 
 class TooLongError(DataError):
@@ -31,6 +29,8 @@ class Layout:
     encoded: Encoded
     media: tuple[Medium, ...]
     num_dropped_turns: int = 0
+    reader: SampleMedia | None = None
+    """What has read the headers of the media already."""
 
     @property
     def num_supervised(self) -> int:
@@ -46,10 +46,16 @@ class Processor:
     tokenizer: SegmentTokenizer
     max_length_tokens: int
     """Longest sequence, slots included."""
-    slot_lengths: Mapping[str, int] = field(default_factory=dict)
-    """Per modality the number of soft tokens of one medium; the connector owns this number."""
-    transforms: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
+    slot_lengths: Mapping[str, int | SlotRule] = field(default_factory=dict)
+    """Per modality the soft tokens of one medium, a number that the connector owns, or a rule by the medium's size."""
+    transforms: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     """Per modality the encoder's transform; must be picklable."""
+    box_frame: Literal["view", "picture"] = "view"
+    """What boxes are written relative to: the view that the encoder sees (LLaVA-1.5: the padded square), or the
+    picture. With squash and with tiles the two are the same."""
+    exact: bool = False
+    """Whether every JPEG is decoded whole, also where a smaller one would do. How a picture is resized is a matter of
+    its transform."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError when the tokenizer lacks a control token of the template."""
@@ -81,13 +87,14 @@ class Processor:
         _check_roles(sample)
         if not turns or turns[-1].role == "assistant":
             raise DataError("nothing to answer", expected="a user turn at the end", where=describe(sample))
-        encoded = self._encode(sample.turns, sample, generation_prompt=True)
+        reader = self._reader(sample)
+        encoded = self._encode(sample.turns, sample, reader, generation_prompt=True)
         if len(encoded.ids) > self.max_length_tokens:
             raise self._too_long(len(encoded.ids), sample)
-        return self._to_item(Layout(encoded=encoded, media=_media(sample.turns)), sample)
+        return self._to_item(Layout(encoded=encoded, media=_media(sample.turns), reader=reader), sample)
 
     def layout(self, sample: Sample) -> Layout:
-        """Everything `encode` decides, without opening a medium: whole exchanges go from the end until it fits.
+        """Everything `encode` decides, without decoding a medium: whole exchanges go from the end until it fits.
 
         Raises:
             As `encode`, but for unreadable media.
@@ -101,14 +108,15 @@ class Processor:
                 fix="remove the row, or add the answer",
             )
         exchanges = _exchanges(sample.turns)
-        encoded = self._encode(sample.turns, sample)
+        reader = self._reader(sample)
+        encoded = self._encode(sample.turns, sample, reader)
         if len(encoded.ids) <= self.max_length_tokens:
-            return Layout(encoded=encoded, media=_media(sample.turns))
+            return Layout(encoded=encoded, media=_media(sample.turns), reader=reader)
         best: tuple[Encoded, int] | None = None
         low, high = 1, len(exchanges) - 1
         while low <= high:  # a longer beginning of the conversation is never shorter in tokens
             middle = (low + high) // 2
-            shorter = self._encode(_join(exchanges[:middle]), sample)
+            shorter = self._encode(_join(exchanges[:middle]), sample, reader)
             if len(shorter.ids) <= self.max_length_tokens:
                 best, low = (shorter, middle), middle + 1
             else:
@@ -116,16 +124,26 @@ class Processor:
         if best is None:
             raise self._too_long(len(encoded.ids), sample)
         kept = _join(exchanges[: best[1]])
-        return Layout(encoded=best[0], media=_media(kept), num_dropped_turns=len(sample.turns) - len(kept))
+        num_dropped = len(sample.turns) - len(kept)
+        return Layout(encoded=best[0], media=_media(kept), num_dropped_turns=num_dropped, reader=reader)
 
-    def _encode(self, turns: Sequence[Turn], sample: Sample, generation_prompt: bool = False) -> Encoded:
+    def _reader(self, sample: Sample) -> SampleMedia:
+        return SampleMedia(sample.turns, describe(sample), self.transforms, self.exact)
+
+    def _encode(
+        self, turns: Sequence[Turn], sample: Sample, reader: SampleMedia, generation_prompt: bool = False
+    ) -> Encoded:
         try:
-            segments = self.template.render(turns, generation_prompt, key=sample.id)
-            encoded = self.tokenizer.encode(segments, self.slot_lengths)
+            seen = reader.in_view(turns) if self.box_frame == "view" else turns
+            segments = self.template.render(seen, generation_prompt, key=sample.id)
+            encoded = self.tokenizer.encode(segments, reader.slot_lengths(self.slot_lengths))
             encoded.limit_answers(self.template.max_answer_tokens, self.template.answer_cut)
             return encoded
+        except BadMediaError:
+            raise
         except DataError as error:
-            raise DataError(error.found, expected=error.expected, where=describe(sample), fix=error.fix) from None
+            where = describe(sample)
+            raise type(error)(error.found, expected=error.expected, where=where, fix=error.fix) from None
 
     def _too_long(self, length: int, sample: Sample) -> TooLongError:
         return TooLongError(
@@ -141,33 +159,33 @@ class Processor:
         encoded = layout.encoded
         input_ids = torch.tensor(encoded.ids, dtype=torch.int64)
         supervised = torch.tensor(encoded.supervised, dtype=torch.bool)
-        media: dict[str, list[Tensor]] = {}
-        for medium in layout.media:
-            media.setdefault(medium.modality, []).append(self._load(medium, sample))
         return Item(
             id=sample.id,
             dataset=sample.dataset,
             input_ids=input_ids,
             labels=input_ids.masked_fill(~supervised, IGNORE),
             runs=tuple(encoded.runs),
-            media={modality: tuple(values) for modality, values in media.items()},
+            **_load(layout.media, layout.reader or self._reader(sample)),
             num_dropped_turns=layout.num_dropped_turns,
             num_cut_tokens=encoded.num_cut_tokens,
             meta=sample.meta,
         )
 
-    def _load(self, medium: Medium, sample: Sample) -> Tensor:
-        where = describe(sample)
-        load, transform = LOADERS.get(medium.modality), self.transforms.get(medium.modality)
-        if load is None or transform is None:
-            raise DataError(f"no loader or transform for {medium.modality!r}", where=where)
-        loaded = load(medium.source, where)
-        try:
-            return transform(loaded)
-        except MmexpError:
-            raise
-        except (ValueError, TypeError, OSError) as error:
-            raise DataError(f"the {medium.modality} cannot be transformed ({error})", where=where) from error
+
+def _load(media: Sequence[Medium], reader: SampleMedia) -> dict[str, Any]:
+    """`media`, `views` and `gather` of an item."""
+    values: dict[str, tuple[Tensor, ...]] = {}
+    views: dict[str, tuple[int, ...]] = {}
+    gather: dict[str, tuple[Tensor, ...]] = {}
+    for medium in media:
+        value, num_views, order = reader.load(medium)
+        name = medium.modality
+        values[name] = (*values.get(name, ()), value)
+        if num_views is not None:
+            views[name] = (*views.get(name, ()), num_views)
+        if order is not None:
+            gather[name] = (*gather.get(name, ()), order)
+    return {"media": values, "views": views, "gather": gather}
 
 
 def describe(sample: Sample) -> str:

@@ -6,11 +6,11 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from mmexp.contracts import MediaRun, Segment
+from mmexp.contracts import MediaRun, Medium, Segment
 from mmexp.errors import ConfigError, DataError
 from mmexp.prompt.encoded import Encoded
 from mmexp.prompt.template import ChatTemplate
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _ROLES = ("bos", "eos")
+
+SlotLength = Callable[[Medium], int]
+"""How many slots a medium takes, where that is not the same for all of its kind."""
 
 
 class SegmentTokenizer:
@@ -113,7 +116,7 @@ class SegmentTokenizer:
         ids = [index for name in template.stop_controls for index in self._ids_of(name)]
         return tuple(dict.fromkeys(ids + [index for index in [self._roles["eos"]] if index is not None]))
 
-    def encode(self, segments: Sequence[Segment], slot_lengths: Mapping[str, int]) -> Encoded:
+    def encode(self, segments: Sequence[Segment], slot_lengths: Mapping[str, int | SlotLength]) -> Encoded:
         """Ids, supervision flags and slots; every medium takes `slot_lengths[modality]` slots that hold the pad id.
 
         Raises:
@@ -132,7 +135,7 @@ class SegmentTokenizer:
                 fresh = segment.fresh
             if segment.medium is not None:
                 flush()
-                length = _slot_length(segment.medium.modality, slot_lengths)
+                length = _slot_length(segment.medium, slot_lengths)
                 out.runs.append(MediaRun(modality=segment.medium.modality, start=len(out.ids), length=length))
                 out.append([self._pad_id] * length, [False] * length)
                 fresh = True
@@ -192,7 +195,8 @@ class SegmentTokenizer:
         return ids, ends
 
 
-def _slot_length(modality: str, slot_lengths: Mapping[str, int]) -> int:
+def _slot_length(medium: Medium, slot_lengths: Mapping[str, int | SlotLength]) -> int:
+    modality = medium.modality
     if modality not in slot_lengths:
         has = ", ".join(slot_lengths) or "none (text only)"
         raise DataError(
@@ -200,7 +204,8 @@ def _slot_length(modality: str, slot_lengths: Mapping[str, int]) -> int:
             expected=f"modalities of the model: {has}",
             fix="add an encoder and a connector for it, or use data without it",
         )
-    return slot_lengths[modality]
+    length = slot_lengths[modality]
+    return length if isinstance(length, int) else length(medium)
 
 
 def _private_copy(serialized: str) -> Tokenizer:

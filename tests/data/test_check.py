@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from mmexp.contracts import Sample
 from mmexp.data import LlavaJsonConfig, fingerprint, preflight, require_trainable
@@ -49,16 +50,18 @@ def test_row_without_answer_and_missing_file_are_found_beyond_the_tokenised_ones
         return {"id": f"r{number}", "image": f"{number}.png", "conversations": turns[: 1 if number == 7 else 2]}
 
     for number in range(9):
-        (tmp_path / f"{number}.png").write_bytes(b"x")
+        Image.new("1", (1, 1)).save(tmp_path / f"{number}.png")
     (tmp_path / "d.json").write_text(json.dumps([row(number) for number in range(10)]))
     data = LlavaJsonConfig(path=str(tmp_path / "d.json")).build()
     report = preflight(data, make_processor(), max_rows=1)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match="'r7': a conversation without an answer"):
         require_trainable(report)
-    assert "'r7': a conversation without an answer" in str(error.value)
-    assert "'r9', file" in str(error.value)
-    assert "does not exist" in str(error.value)
     assert report.num_files == 9
+    report.errors.clear()
+    with pytest.raises(DataError, match=r"1 of 9 samples .*\n.*'r9', .*9.png: .*No such file") as error:
+        require_trainable(report)
+    assert "bad_media_cap" in error.value.fix
+    require_trainable(report, bad_media_cap=0.2)
 
 
 def test_fingerprint_sees_a_changed_row():
