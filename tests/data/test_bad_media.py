@@ -125,26 +125,15 @@ def test_workers_bring_the_report(data, processor, num_workers):
 def test_box_outside_the_crop_is_a_counted_rule(processor):
     picture = Medium(source=Image.new("RGB", (40, 20)))
 
-    class Boxes:
-        name, controls, stop_controls = "boxes", (), ()
-
-        def render(self, turns, generation_prompt=False):
-            plain = [
-                Turn(role=turn.role, parts=tuple(part for part in turn.parts if not isinstance(part, Region)))
-                for turn in turns
-            ]
-            return processor.template.render(plain, generation_prompt)
-
     def asked(name, box):
         user = Turn(role="user", parts=(picture, Text(text="q"), Region(boxes=(box,))))
         return Sample(id=name, turns=(user, Turn(role="assistant", parts=(Text(text="yes"),))))
 
-    boxes = Processor(**{**vars(processor), "template": Boxes()})
     rows = Samples([asked("in", (0.4, 0.2, 0.6, 0.8)), asked("out", (0.0, 0.2, 0.2, 0.8)), make_sample("text")])
-    batch = Collator(pad_id=0)([TrainingData(rows, boxes)[index] for index in range(3)])
+    batch = Collator(pad_id=0)([TrainingData(rows, processor)[index] for index in range(3)])
     assert batch.ids == ("in", "text")
     assert batch.dropped == {"box_outside": ("out",)}
-    report = preflight(rows, boxes)
+    report = preflight(rows, processor)
     assert report.outside == ["out"]
     with pytest.raises(DataError, match="box_outside") as error:
         require_trainable(report)

@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmexp.contracts import Medium, Region, Sample, Segment, Text, Turn
+from mmexp.contracts import Medium, Region, Sample, Text, Turn
 from mmexp.encoder import ImageTransform
 from mmexp.errors import DataError
 from mmexp.llm import TinyLlmConfig
 from mmexp.prompt import (
     AnyRes,
+    ChatTemplate,
     DynamicTiles,
     OutsideViewError,
     Processor,
+    RegionFormat,
     SegmentTokenizer,
     TiledTransform,
     to_picture,
@@ -150,29 +152,10 @@ def test_padded_square_of_llava():
     assert to_view((0.0, 0.0, 1.0, 1.0), window) == pytest.approx((0, 80 / 640, 1, 560 / 640))
 
 
-class Noted:
-    """A template that writes boxes down, and remembers what it was given."""
-
-    name, controls, stop_controls = "noted", (), ()
-
-    def render(self, turns, generation_prompt=False):
-        segments = []
-        for turn in turns:
-            for part in turn.parts:
-                if isinstance(part, Medium):
-                    segments.append(Segment(medium=part))
-                elif isinstance(part, Region):
-                    boxes = ", ".join(f"{side:.3f}" for box in part.boxes for side in box)
-                    segments.append(Segment(text=f"[{boxes}]", supervised=turn.role == "assistant"))
-                else:
-                    segments.append(Segment(text=part.text))
-        return segments
-
-
 def asked(fit: str, region: Region, size=(640, 480), **changes) -> str:
     transform = SINGLE[fit] if fit in SINGLE else TILED[fit]
     processor = Processor(
-        template=Noted(),
+        template=ChatTemplate(name="t", region=RegionFormat(digits=3)),
         tokenizer=SegmentTokenizer(TinyLlmConfig().load_tokenizer()),
         max_length_tokens=500,
         slot_lengths={"image": 4},
