@@ -51,7 +51,8 @@ def stats(invocation: Invocation) -> None:
 
     report, _ = _inspect(invocation)
     for title, rows in stat_tables(report).items():
-        console.print(plan_table(rows, title=title))
+        console.print(title)  # a table's own title is broken to its width
+        console.print(plan_table(rows))
 
 
 def convert(invocation: Invocation) -> None:

@@ -1,0 +1,81 @@
+"""`python -m mmexp.data` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+TINY = ["encoder=tiny", "llm=tiny", "data=llava_json", "data.path=rows.json"]
+
+
+def run(*args: str, cwd: Path) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "mmexp.data", *args],
+        cwd=cwd, env={**os.environ, "COLUMNS": "200"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = []
+    for number in range(6):
+        Image.new("RGB", (20 + number, 12), (40 * number, 9, 9)).save(tmp_path / f"{number}.png")
+        said = [{"from": "human", "value": f"<image>\nwhat {number}"}, {"from": "gpt", "value": "a thing"}]
+        rows.append({"id": f"r{number}", "image": f"{number}.png", "conversations": said})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_check_passes_flawless_data_and_names_what_is_broken(folder: Path) -> None:
+    code, out, err = run("check", *TINY, cwd=folder)
+    assert (code, "6 rows, 0 errors, 0 warnings" in out) == (0, True), out + err
+    (folder / "4.png").write_bytes(b"not a picture")
+    code, out, _ = run("check", *TINY, "out=found.html", cwd=folder)
+    assert code == 1
+    assert "r4: not a picture in a known format" in out
+    assert "6 rows, 1 errors" in out
+    assert "not a picture" in (folder / "found.html").read_text(encoding="utf-8")
+
+
+def test_stats_and_conversions(folder: Path) -> None:
+    code, out, err = run("stats", *TINY, cwd=folder)
+    assert code == 0, err
+    assert "supervised tokens of a row" in out
+    for to in ("llava", "webdataset"):
+        code, out, err = run("convert", *TINY, f"to={to}", f"out=new_{to}", "shard_rows=4", cwd=folder)
+        assert (code, "6 rows written" in out) == (0, True), out + err
+    code, out, err = run("check", *TINY, "data.path=new_llava/data.json", cwd=folder)
+    assert code == 0, out + err
+
+
+def test_fetch_lists_what_a_recipe_needs(tmp_path: Path) -> None:
+    code, out, err = run("fetch", "recipe=llava15", "download=false", cwd=tmp_path)
+    assert code == 1, err
+    assert err.count("scale=paper") == 1
+    assert "llm: lmsys/vicuna-7b-v1.5, about 13.5 GB" in out
+    assert "data.path (llava15_instruct)" in out
+    assert run("fetch", cwd=tmp_path)[0] == 0, "the laptop twin needs nothing"
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ([], "COMMAND"),
+        (["chek"], "no command 'chek'"),
+        (["convert", *TINY], "out"),
+        (["convert", *TINY, "out=o", "to=parquet"], "llava or webdataset"),
+        (["check", *TINY, "agaisnt=[x]"], "against"),
+    ],
+)
+def test_mistakes_end_with_code_2(folder: Path, args: list[str], told: str) -> None:
+    code, out, err = run(*args, cwd=folder)
+    assert code == 2, out + err
+    assert told in err
+    assert "Traceback" not in err
