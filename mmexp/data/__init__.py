@@ -6,7 +6,7 @@ Names that need torch or Lightning are imported when they are first used, so tha
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mmexp.data.readers import LlavaJson, LlavaJsonConfig
+from mmexp.data.readers import LlavaJsonConfig
 
 if TYPE_CHECKING:
     from mmexp.data.check import PreflightReport, preflight, require_trainable
@@ -31,7 +31,6 @@ __all__ = [
     "Collator",
     "DropCounts",
     "Dropped",
-    "LlavaJson",
     "LlavaJsonConfig",
     "MultimodalDataModule",
     "PreflightReport",

@@ -1,5 +1,5 @@
 """One reader per annotation format: rows to samples, knowing no model."""
 
-from mmexp.data.readers.llava import LlavaJson, LlavaJsonConfig
+from mmexp.data.readers.llava import LlavaJsonConfig
 
-__all__ = ["LlavaJson", "LlavaJsonConfig"]
+__all__ = ["LlavaJsonConfig"]
