@@ -64,7 +64,9 @@ class JsonText:
         found = self.peek()
         if not found or found not in choices:
             seen = repr(self.ahead()) if found else f"the file ends inside the {'list' if ']' in choices else 'object'}"
-            raise DataError(seen, expected=expected or choices, where=f"{self.path}:{self.line}", fix="is the file complete?")
+            raise DataError(
+                seen, expected=expected or choices, where=f"{self.path}:{self.line}", fix="is the file complete?"
+            )
         self._position += 1
         return found
 
@@ -117,7 +119,7 @@ def not_utf8(path: str, place: int) -> DataError:
 
 
 def decode(text: str, position: int, path: str, line: int) -> tuple[Any, int]:
-    """One value of `text` and where it ends; `line` is the line of `position`. Raises DataError for anything unstrict."""
+    """One value of `text` and where it ends; `line` is the line of `position`. Raises DataError as `value`."""
     try:
         value, end = _DECODER.raw_decode(text, position)
         _check_surrogates(text, position, end, value)

@@ -38,7 +38,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class FileRows:
-    """Rows that stay in their file: two offsets each in memory, whatever the rows hold, and nothing for workers to copy."""
+    """Rows that stay in their file: two offsets each in memory, so that there is nothing for workers to copy."""
 
     file: SteadyFile
     starts: Any  # numpy int64[rows]; numpy is not imported for its name alone
@@ -138,7 +138,9 @@ def iterate_under(file: SteadyFile, key: str) -> Iterator[Row]:
             _pass_over(text, rows)
             continue
         if rows is None:
-            raise DataError(f"`{key}` is {text.ahead()!r}...", expected="a list of rows", where=f"{file.path}:{text.line}")
+            raise DataError(
+                f"`{key}` is {text.ahead()!r}...", expected="a list of rows", where=f"{file.path}:{text.line}"
+            )
         found = True
         yield from rows
     text.expect_end("the object")

@@ -86,7 +86,7 @@ def _used(roles: list[Role]) -> list[int]:
 def _turns(row: dict[str, Any], files: list[str]) -> tuple[Turn, ...]:
     media = iter([Medium(source=file) for file in files])
     turns = row["conversations"]
-    roles = [_ROLES[turn["from"]] for turn in turns]
+    roles: list[Role] = [_ROLES[turn["from"]] for turn in turns]
     made = []
     for index in _used(roles):
         role, value = roles[index], turns[index]["value"]

@@ -11,7 +11,14 @@ from typing import Any
 
 from mmexp.contracts import Medium, Part, Region, Role, Sample, Text, Turn
 from mmexp.data.readers.parts import (
-    PLACEHOLDER, PixelRegion, as_share, check_marks, check_order, others, picture, pictures, split_marks,
+    PLACEHOLDER,
+    PixelRegion,
+    as_share,
+    check_marks,
+    check_order,
+    others,
+    picture,
+    pictures,
 )  # fmt: skip
 from mmexp.data.readers.rows import RowsConfig, row_id
 from mmexp.data.readers.sharegpt import refuse_other_media
@@ -38,7 +45,7 @@ class MessagesConfig(RowsConfig):
         if not isinstance(messages, list) or not messages:
             raise DataError(f"`messages` is {repr(messages)[:60]}", expected="a list of {role, content}")
         refuse_other_media(row)
-        roles = [_role(message) for message in messages]
+        roles: list[Role] = [_role(message) for message in messages]
         check_order(roles, "user and assistant in turn")
         given = pictures(row.get("images", row.get("image")), "images")
         named = [piece for message in messages for piece in _pieces(message)]
@@ -107,12 +114,7 @@ def _parts(message: dict[str, Any], remaining: Iterator[Medium], objects: _Objec
         if isinstance(piece, str):
             yield from objects.fill(piece)
         else:
-            yield next(split_marks_one(remaining)) if piece is None else piece
-
-
-def split_marks_one(remaining: Iterator[Medium]) -> Iterator[Part]:
-    """The next picture as a part."""
-    return iter(split_marks(PLACEHOLDER, remaining))
+            yield next(remaining) if piece is None else piece
 
 
 class _Objects:

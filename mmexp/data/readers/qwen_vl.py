@@ -12,7 +12,13 @@ from mmexp.data.readers.parts import as_share, check_order, others, picture
 from mmexp.data.readers.rows import RowsConfig, row_id
 from mmexp.errors import DataError
 
-_ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "human": "user", "gpt": "assistant"}
+_ROLES: dict[str, Role] = {
+    "user": "user",
+    "assistant": "assistant",
+    "system": "system",
+    "human": "user",
+    "gpt": "assistant",
+}
 _BOX = r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>"
 _PIECE = re.compile(
     rf"(?:Picture (?P<number>\d+): ?)?<img>(?P<image>.*?)</img>\n?"
@@ -26,7 +32,7 @@ _GRID = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class QwenVlJsonConfig(RowsConfig):
-    """Rows of `conversations` whose text holds `Picture 1: <img>PATH</img>` and `<ref>..</ref><box>(x1,y1),(x2,y2)</box>`.
+    """Rows whose text holds `Picture 1: <img>PATH</img>` and `<ref>words</ref><box>(x1,y1),(x2,y2)</box>`.
 
     Boxes lie on a grid of 1000 by 1000. They become regions of the picture before them, and the words around a
     picture (`Picture 1: ` and the line break behind it) are left to the template.
@@ -63,7 +69,9 @@ def _parts(text: str, num_media: int, role: Role) -> Iterator[Part]:
                 raise DataError(f"a picture in a turn of the {role}", expected="pictures in user turns only")
             num_media += 1
             if match["number"] and int(match["number"]) != num_media:
-                raise DataError(f"`Picture {match['number']}` is picture {num_media}", expected="numbers in reading order")
+                raise DataError(
+                    f"`Picture {match['number']}` is picture {num_media}", expected="numbers in reading order"
+                )
             yield picture(match["image"].strip(), "<img>")
         elif match["boxes"]:
             if not num_media:

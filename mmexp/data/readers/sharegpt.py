@@ -58,17 +58,26 @@ class ShareGptConfig(RowsConfig):
 def _turns(said: list[tuple[Role, str]], media: list[Medium]) -> tuple[Turn, ...]:
     remaining = iter(media)
     return tuple(
-        Turn(role=role, parts=split_marks(text, remaining) if role == "user" else (Text(text=text),))
+        Turn(role=role, parts=split_marks(text, remaining) if role == "user" else said_text(text))
         for role, text in said
     )
+
+
+def said_text(text: str) -> tuple[Text, ...]:
+    """A text as parts; an empty one has none."""
+    return (Text(text=text),) if text else ()
 
 
 def refuse_other_media(row: dict[str, Any]) -> None:
     """Raises DataError for a row with videos or sounds, which no reader turns into media yet."""
     for key in ("videos", "video", "audios", "audio"):
         if row.get(key):
-            raise DataError(f"`{key}` is {repr(row[key])[:60]}", expected="pictures and text only", fix="leave such rows out")
+            raise DataError(
+                f"`{key}` is {repr(row[key])[:60]}", expected="pictures and text only", fix="leave such rows out"
+            )
 
 
 def _tool_error(found: str) -> DataError:
-    return DataError(f"{found}: a conversation with tools", expected="no tools", fix="leave the row out, or set data.tools=as_text")
+    return DataError(
+        f"{found}: a conversation with tools", expected="no tools", fix="leave the row out, or set data.tools=as_text"
+    )
