@@ -6,7 +6,29 @@ Names that need torch or Lightning are imported when they are first used, so tha
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mmexp.data.readers import LlavaJson, LlavaJsonConfig
+from mmexp.data.readers import (
+    AutoConfig,
+    CocoCaptionsConfig,
+    Columns,
+    GqaConfig,
+    ImageFolderConfig,
+    InstructionsConfig,
+    InternVlMixtureConfig,
+    LavisCaptionsConfig,
+    LavisVqaConfig,
+    LlavaJsonConfig,
+    MessagesConfig,
+    MiniGpt4CaptionsConfig,
+    PopeConfig,
+    QwenVlJsonConfig,
+    RefCocoConfig,
+    ScienceQaConfig,
+    ShareGptConfig,
+    TableConfig,
+    TarsConfig,
+    TextVqaConfig,
+    VqaV2Config,
+)
 
 if TYPE_CHECKING:
     from mmexp.data.check import PreflightReport, preflight, require_trainable
@@ -28,15 +50,34 @@ _HOMES = {
     "require_trainable": "check",
 }
 __all__ = [
+    "AutoConfig",
+    "CocoCaptionsConfig",
     "Collator",
+    "Columns",
     "DropCounts",
     "Dropped",
-    "LlavaJson",
+    "GqaConfig",
+    "ImageFolderConfig",
+    "InstructionsConfig",
+    "InternVlMixtureConfig",
+    "LavisCaptionsConfig",
+    "LavisVqaConfig",
     "LlavaJsonConfig",
+    "MessagesConfig",
+    "MiniGpt4CaptionsConfig",
     "MultimodalDataModule",
+    "PopeConfig",
     "PreflightReport",
+    "QwenVlJsonConfig",
+    "RefCocoConfig",
     "RunSampler",
+    "ScienceQaConfig",
+    "ShareGptConfig",
+    "TableConfig",
+    "TarsConfig",
+    "TextVqaConfig",
     "TrainingData",
+    "VqaV2Config",
     "fingerprint",
     "preflight",
     "require_trainable",

@@ -1,37 +1,84 @@
-"""Annotation files as rows of bytes: strict JSON, every mistake named with its file and line."""
+"""Annotation files as rows that stay where they are: strict JSON, every mistake named with its file and line."""
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
+from mmexp.data.files import SteadyFile
+from mmexp.data.jsontext import JsonText, decode, not_utf8
 from mmexp.errors import DataError
 
-_GAP = re.compile(r"[ \t\r\n]*")
+
+class Row(NamedTuple):
+    """One value of a file, and where it stands."""
+
+    line: int
+    start: int
+    """First byte; of the key where the row is a member of an object."""
+    end: int
+    value: Any
+    key: str | None = None
+
+
+class Rows(Protocol):
+    """Random access to rows as dictionaries."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def content(self) -> Iterable[bytes]:
+        """All bytes of the rows, for a hash."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows that stay in their file: two offsets each in memory, so that there is nothing for workers to copy."""
+
+    file: SteadyFile
+    starts: Any  # numpy int64[rows]; numpy is not imported for its name alone
+    ends: Any
+    keyed: bool = False
+    """Rows are members `"key": {...}` of one object; the key becomes `id`."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = _inside(index, len(self))
+        start, end = int(self.starts[index]), int(self.ends[index])
+        raw = self.file.read(start, end - start)
+        if not self.keyed:
+            return json.loads(raw)
+        key, value = next(iter(json.loads(b"{" + raw + b"}").items()))
+        return member(key, value)
+
+    def content(self) -> Iterable[bytes]:
+        return self.file.chunks(int(self.starts[0]), int(self.ends[-1])) if len(self) else ()
 
 
 @dataclass
 class PackedRows:
-    """Rows of JSON in one block of bytes with offsets, so that workers share memory instead of copying dicts."""
+    """Rows made here (joined from several files) as JSON in one block of bytes, so that forked workers share it."""
 
     data: bytearray = field(default_factory=bytearray)
-    ends: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=lambda: [0])
 
-    def append(self, row: str) -> None:
-        """Adds the JSON text of one row."""
-        self.data += row.encode()
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds one row."""
+        self.data += json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
         self.ends.append(len(self.data))
 
     def freeze(self) -> FrozenRows:
         """The rows for reading, offsets as an array."""
         import numpy as np
 
-        return FrozenRows(bytes(self.data), np.asarray([0, *self.ends], dtype=np.int64))
+        return FrozenRows(bytes(self.data), np.asarray(self.ends, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -39,142 +86,169 @@ class FrozenRows:
     """Random access to packed rows."""
 
     data: bytes
-    offsets: Any  # numpy int64[rows + 1]; numpy is not imported for its name alone
+    offsets: Any  # numpy int64[rows + 1]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
+        index = _inside(index, len(self))
         return json.loads(self.data[int(self.offsets[index]) : int(self.offsets[index + 1])])
 
-
-def read_text(path: Path, what: str) -> str:
-    """The file as text; a byte order mark is accepted.
-
-    Raises:
-        DataError: missing (with the nearest existing names), a folder, unreadable, or not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"byte {error.start} is not UTF-8", expected="UTF-8 text", where=str(path), fix="convert the file to UTF-8"
-        ) from error
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{what} does not exist", expected="a JSON or JSONL file", where=str(path), fix=_near(path)
-        ) from error
-    except OSError as error:
-        raise DataError(f"{what} cannot be read ({error.strerror})", where=str(path)) from error
+    def content(self) -> Iterable[bytes]:
+        return (self.data,)
 
 
-def iterate_rows(text: str, path: Path) -> Iterator[tuple[int, str, Any]]:
-    """The rows of a JSON list or of JSON lines, as line number, JSON text and value.
+def member(key: str, value: Any) -> Any:
+    """A member of an object as a row: its key is the id."""
+    return {"id": key, **value} if isinstance(value, dict) else value
+
+
+def iterate_rows(file: SteadyFile) -> Iterator[Row]:
+    """The rows of a JSON list or of JSON lines.
 
     The format is told by content: a file that begins with `[` is a list, one that begins with `{` has one row a line.
 
     Raises:
-        DataError: broken JSON, a duplicate key, NaN or infinity, a lone surrogate, another top-level type.
+        DataError: broken JSON, a duplicate key, NaN or infinity, a lone surrogate, not UTF-8, another top-level type.
     """
-    start = _skip(text, 0)
-    if text[start : start + 1] == "[":
-        yield from _iterate_list(text, start + 1, path)
-    elif text[start : start + 1] == "{":
-        yield from _iterate_lines(text, path)
+    text = JsonText(file)
+    first = text.peek()
+    if first == "[":
+        yield from _elements(text)
+        text.expect_end("the list")
+    elif first == "{":
+        yield from _lines(file)
     else:
-        found = "an empty file" if start == len(text) else f"the file begins with {text[start : start + 20]!r}"
-        raise DataError(found, expected="a list of rows, or one row a line (JSONL)", where=str(path))
+        found = "an empty file" if not first else f"the file begins with {text.ahead()!r}"
+        raise DataError(found, expected="a list of rows, or one row a line (JSONL)", where=file.path)
 
 
-def _iterate_lines(text: str, path: Path) -> Iterator[tuple[int, str, Any]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+def iterate_under(file: SteadyFile, key: str) -> Iterator[Row]:
+    """The elements of the list that stands under `key` in the file's one object; other members are passed over.
+
+    Raises:
+        DataError: as `iterate_rows`; no such key, or no list there.
+    """
+    text, seen, found = JsonText(file), [], False
+    for name, _ in _keys(text):
+        seen.append(name)
+        rows = _elements(text) if text.peek() == "[" else None
+        if name != key:
+            _pass_over(text, rows)
             continue
-        value, end = _decode(line, _skip(line, 0), path, number - 1)
-        if line[end:].strip():
-            hint = "a file that begins with { must hold one whole row on every line, or be a list in [ ]"
-            raise DataError(f"{line[end : end + 20]!r} after the row", where=f"{path}:{number}", expected=hint)
-        yield number, line.strip(), value
+        if rows is None:
+            raise DataError(
+                f"`{key}` is {text.ahead()!r}...", expected="a list of rows", where=f"{file.path}:{text.line}"
+            )
+        found = True
+        yield from rows
+    text.expect_end("the object")
+    if not found:
+        raise DataError(f"an object with {', '.join(seen) or 'nothing'}", expected=f"`{key}`, a list", where=file.path)
 
 
-def _iterate_list(text: str, position: int, path: Path) -> Iterator[tuple[int, str, Any]]:
-    lines, counted = 0, 0
-    position = _skip(text, position)
-    while text[position : position + 1] != "]":
-        lines, counted = lines + text.count("\n", counted, position), position
-        value, end = _decode(text, position, path, lines)
-        yield lines + 1, text[position:end], value
-        position = _skip(text, end)
-        if text[position : position + 1] == ",":
-            position = _skip(text, position + 1)
-        elif text[position : position + 1] != "]":
-            found = repr(text[position : position + 20]) if position < len(text) else "the file ends inside the list"
-            line = text.count("\n", 0, position) + 1
-            raise DataError(found, expected="a comma or ] after a row", where=f"{path}:{line}")
-    rest = text[position + 1 :].strip()
-    if rest:
-        line = text.count("\n", 0, position) + 1
-        raise DataError(f"{rest[:20]!r} after the list", expected="nothing", where=f"{path}:{line}")
+def iterate_members(file: SteadyFile) -> Iterator[Row]:
+    """The members of the file's one object as rows that have a key.
+
+    Raises:
+        DataError: as `iterate_rows`.
+    """
+    text = JsonText(file)
+    for key, (line, start) in _keys(text):
+        value = text.value()
+        yield Row(line, start, text.place()[1], value, key)
+    text.expect_end("the object")
 
 
-def _skip(text: str, position: int) -> int:
-    gap = _GAP.match(text, position)
-    return gap.end() if gap else position
+def outline(file: SteadyFile, max_keys: int = 16) -> Iterator[tuple[str, Any]]:
+    """The first keys of the file's one object, each with its value, or with its first element where it holds a list."""
+    text = JsonText(file)
+    for number, (key, _) in enumerate(_keys(text)):
+        if number == max_keys:
+            return
+        if text.peek() == "[":
+            rows = _elements(text)
+            yield key, [row.value for row in (next(rows, None),) if row]
+            _pass_over(text, rows)
+        else:
+            yield key, text.value()
 
 
-class _RejectedError(ValueError):
-    """A value that JSON parsers accept and we do not."""
+def _pass_over(text: JsonText, rows: Iterator[Row] | None) -> None:
+    if rows is None:
+        text.value()
+    else:
+        for _ in rows:
+            pass
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _RejectedError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice in one object")
-    return result
+def _elements(text: JsonText) -> Iterator[Row]:
+    """The elements of the list that begins here; the text is behind it afterwards."""
+    text.take("[")
+    if text.peek() == "]":
+        text.take("]")
+        return
+    while True:
+        text.peek()
+        line, start = text.place()
+        value = text.value()
+        yield Row(line, start, text.place()[1], value)
+        if text.take(",]", "a comma or ] after a row") == "]":
+            return
 
 
-def _no_constant(name: str) -> None:
-    raise _RejectedError(f"{name}, which is not JSON")
+def _keys(text: JsonText) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The keys of the object that begins here, with line and byte; whoever asks for the next one has read the value."""
+    if text.peek() != "{":
+        found = "an empty file" if not text.peek() else f"the file begins with {text.ahead()!r}"
+        raise DataError(found, expected="one object", where=text.path)
+    text.take("{")
+    seen: set[str] = set()
+    while text.peek() != "}" or seen:
+        text.peek()
+        place = text.place()
+        key = text.value()
+        if not isinstance(key, str) or key in seen:
+            found = f"the key {key!r} twice in one object" if isinstance(key, str) else f"{key!r} as a key"
+            raise DataError(found, expected="plain JSON", where=f"{text.path}:{place[0]}")
+        seen.add(key)
+        text.take(":", "a colon after a key")
+        text.peek()
+        yield key, place
+        if text.take(",}", "a comma or } after a value") == "}":
+            return
+    text.take("}")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+def _lines(file: SteadyFile) -> Iterator[Row]:
+    start = 0
+    with open(file.path, "rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            bom = 3 if number == 1 and raw.startswith(b"\xef\xbb\xbf") else 0
+            if text := _utf8(raw[bom:], file.path, start + bom).strip(" \t\r\n"):
+                value, end = decode(text, 0, file.path, number)
+                if text[end:].strip():
+                    hint = "a file that begins with { must hold one whole row on every line, or be a list in [ ]"
+                    where = f"{file.path}:{number}"
+                    raise DataError(f"{text[end : end + 20]!r} after the row", where=where, expected=hint)
+                yield Row(number, start + bom, start + len(raw), value)
+            start += len(raw)
 
 
-def _decode(text: str, position: int, path: Path, lines: int) -> tuple[Any, int]:
-    """One value at `position`; `lines` are the lines before this text's row."""
+def _utf8(raw: bytes, path: str, start: int) -> str:
     try:
-        value, end = _DECODER.raw_decode(text, position)
-        _check_surrogates(text[position:end], value)
-        return value, end
-    except json.JSONDecodeError as error:
-        line = lines + text.count("\n", position if position <= error.pos else 0, error.pos) + 1
-        found = f"broken JSON: {error.msg} at {text[error.pos : error.pos + 20]!r}" if error.pos < len(text) else (
-            "broken JSON: the file ends inside a row"
-        )  # fmt: skip
-        raise DataError(found, expected="valid JSON", where=f"{path}:{line}", fix="is the file complete?") from error
-    except (_RejectedError, RecursionError) as error:
-        raise DataError(str(error), expected="plain JSON", where=f"{path}:{lines + 1} (row begins here)") from error
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, start + error.start) from error
 
 
-def _check_surrogates(raw: str, value: Any) -> None:
-    if "\\ud" in raw or "\\uD" in raw:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise _RejectedError("half of a surrogate pair (broken emoji)") from error
+def _inside(index: int, length: int) -> int:
+    if not -length <= index < length:
+        raise IndexError(index)
+    return index % length
 
 
-def _near(path: Path) -> str:
-    """What exists near a missing file."""
-    folder = path.parent
-    if not folder.is_dir():
-        while not folder.is_dir() and folder != folder.parent:
-            folder = folder.parent
-        return f"the folder {path.parent} does not exist either; the nearest one that does is {folder}"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".json", ".jsonl"))
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.3) or names[:5]
-    return f"one of the files there: {', '.join(near)}" if near else f"{folder} holds no .json or .jsonl file"
+def as_file(path: str | Path, what: str = "the annotation file") -> SteadyFile:
+    """The file at a path that may begin with `~`."""
+    return SteadyFile(Path(path).expanduser(), what)

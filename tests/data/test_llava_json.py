@@ -80,7 +80,7 @@ def test_answers_before_the_first_question_are_skipped(tmp_path):
 def test_rows_survive_pickling_and_have_a_fingerprint(tmp_path):
     data = build(tmp_path, [row(), row(id="8")])
     assert pickle.loads(pickle.dumps(data))[1] == data[1]
-    other = build(tmp_path, [row(), row(id="9")])
+    other = build(tmp_path, [row(), row(id="9")], "other.json")
     assert data.fingerprint != other.fingerprint
     assert data[-1].id == "8"
     with pytest.raises(IndexError):
