@@ -93,12 +93,17 @@ def fetch(invocation: Invocation) -> None:
 def _inspect(invocation: Invocation) -> tuple[Inspection, DataCheckConfig]:
     from mmexp.assemble import experiment
     from mmexp.data.inspect import inspect_data
+    from mmexp.data.readers.auto import AutoConfig, build_tolerant
     from mmexp.engine import setup_logging
 
     setup_logging()
     own = check_besides(DataCheckConfig, invocation.cfg)
     exp = experiment(invocation, skip=(*own_keys(DataCheckConfig), *UNUSED))
-    return inspect_data(exp.checked.parts["data"].build(), exp.prompt.processor), own
+    config = exp.checked.parts["data"]
+    dataset, errors = build_tolerant(config)
+    root = getattr(config, "image_root", None)
+    others = [AutoConfig(path=path, image_root=root).build() for path in own.against]
+    return inspect_data(dataset, exp.prompt.processor, others, errors), own
 
 
 COMMANDS: dict[str, tuple[Callable[[Invocation], None], str]] = {

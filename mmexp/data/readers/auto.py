@@ -68,6 +68,14 @@ class AutoConfig:
         Raises:
             DataError: no such path, no known format (what was seen and which is nearest), or as that reader says.
         """
+        return self.reader().build()
+
+    def build_tolerant(self) -> tuple[Dataset, list[DataError]]:
+        """As `build`; rows that cannot be used are left out and told of, where the reader knows how to."""
+        return build_tolerant(self.reader())
+
+    def reader(self) -> Any:
+        """The settings of the reader that the content asks for. Raises DataError as `build`."""
         found = sniff(self.path)
         log.info("%s is read as %s: %s", self.path, found.name, found.reason)
         takes = found.reader.__dataclass_fields__  # type: ignore[attr-defined]  # all readers are dataclasses
@@ -75,7 +83,16 @@ class AutoConfig:
         if without_effect := [key for key in given if key not in takes]:
             log.warning("data.%s has no effect on %s", without_effect[0], found.name)
         settings = {**dict(found.settings), **{key: value for key, value in given.items() if key in takes}}
-        return found.reader(path=self.path, **settings).build()
+        return found.reader(path=self.path, **settings)
+
+
+def build_tolerant(config: Any) -> tuple[Dataset, list[DataError]]:
+    """The dataset of a reader's settings without the rows that cannot be used, and what is wrong with those.
+
+    Readers that have no rows of their own (tars, tables) name broken samples when they are read.
+    """
+    tolerant = getattr(config, "build_tolerant", None)
+    return tolerant() if tolerant is not None else (config.build(), [])
 
 
 def sniff(path: str) -> Found:

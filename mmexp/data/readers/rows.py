@@ -63,12 +63,27 @@ class RowsConfig(ABC):
         Raises:
             DataError: the file is missing or broken, or rows are not as described (the first ones are listed).
         """
+        dataset, complaints = self._open()
+        complaints.settle(complaints.num_rows)
+        return dataset
+
+    def build_tolerant(self) -> tuple[RowDataset, list[DataError]]:
+        """As `build`, but rows that cannot be used are left out and told of: for a look at the data, not for training.
+
+        Raises:
+            DataError: the file is missing or broken as a whole.
+        """
+        dataset, complaints = self._open()
+        return dataset, complaints.errors
+
+    def _open(self) -> tuple[RowDataset, Complaints]:
+        """The rows that can be used, and what is wrong with the others."""
         if self.prepare is not None:
             self.prepare.prepare()
         file = as_file(self.path)
-        rows, hints = _load(self, file)
+        rows, hints, complaints = _load(self, file)
         root = Path(self.image_root).expanduser() if self.image_root else Path(file.path).parent
-        return RowDataset(rows, hints, replace(self, prepare=None), file.path, root)
+        return RowDataset(rows, hints, replace(self, prepare=None), file.path, root), complaints
 
 
 class RowDataset(Dataset):
@@ -133,30 +148,30 @@ class Complaints:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._count = 0
-        self._shown: list[DataError] = []
+        self.errors: list[DataError] = []
+        self.num_rows = 0
+        """Rows looked at, good ones included."""
 
     def add(self, error: DataError, place: str) -> None:
         """Notes the mistake of one row."""
-        self._count += 1
-        if len(self._shown) < _SHOWN_ERRORS:
-            where = f"{self._path}: {place}"
-            self._shown.append(DataError(error.found, expected=error.expected, where=where, fix=error.fix))
+        where = f"{self._path}: {place}"
+        self.errors.append(DataError(error.found, expected=error.expected, where=where, fix=error.fix))
 
     def settle(self, num_rows: int) -> None:
         """Raises DataError when there was a mistake, or no row at all."""
-        if self._count == 1:
-            raise self._shown[0]
-        if self._count:
-            shown = "\n".join(error.render() for error in self._shown)
-            more = f"\n... and {self._count - len(self._shown)} more" if self._count > len(self._shown) else ""
-            raise DataError(f"{self._count} of {num_rows} rows cannot be used\n{shown}{more}", where=self._path)
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            shown = "\n".join(error.render() for error in self.errors[:_SHOWN_ERRORS])
+            hidden = len(self.errors) - _SHOWN_ERRORS
+            more = f"\n... and {hidden} more" if hidden > 0 else ""
+            raise DataError(f"{len(self.errors)} of {num_rows} rows cannot be used\n{shown}{more}", where=self._path)
         if not num_rows:
             raise DataError("no row", expected="at least one row", where=self._path)
 
 
-def _load(reader: RowsConfig, file: SteadyFile) -> tuple[Rows, Any]:
-    """All rows, each one checked, and their hints."""
+def _load(reader: RowsConfig, file: SteadyFile) -> tuple[Rows, Any, Complaints]:
+    """The rows that can be used, their hints, and the mistakes of the others."""
     import array
 
     import numpy as np
@@ -167,23 +182,23 @@ def _load(reader: RowsConfig, file: SteadyFile) -> tuple[Rows, Any]:
         if reader.limit is not None and number >= reader.limit:
             break
         value = row.value if row.key is None else member(row.key, row.value)
-        hints.append(0)
+        complaints.num_rows += 1
         try:
             if not isinstance(value, dict):
                 raise DataError(f"a row of type {type(value).__name__}", expected="an object")
-            hints[-1] = max(-(2**31), min(2**31 - 1, reader.check(value, number)))
+            hints.append(max(-(2**31), min(2**31 - 1, reader.check(value, number))))
         except DataError as error:
             known = row_id(value, number) if isinstance(value, dict) else None
             complaints.add(error, f"row {number} (line {row.line}, id {known!r})")
-        if reader.packed and isinstance(value, dict):
+            continue
+        if reader.packed:
             packed.append(value)
         else:
             starts.append(row.start)
             ends.append(row.end)
-    complaints.settle(len(hints))
     places = [np.frombuffer(array_, dtype=np.int64) for array_ in (starts, ends)]
     rows = packed.freeze() if reader.packed else FileRows(file, *places, keyed=reader.keyed)
-    return rows, np.frombuffer(hints, dtype=np.int32)
+    return rows, np.frombuffer(hints, dtype=np.int32), complaints
 
 
 def _resolved(turns: tuple[Turn, ...], root: str, where: str) -> tuple[Turn, ...]:
