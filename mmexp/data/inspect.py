@@ -140,9 +140,9 @@ def _look(dataset: Dataset, index: int, processor: Processor) -> _Row | Problem:
     sizes, hashes = [], []
     for medium in (medium for turn in sample.turns for medium in turn.media):
         try:
-            hashes.append(_content_hash(medium))
             if medium.modality == "image":
                 sizes.append(load_image(medium.source).size)
+            hashes.append(_content_hash(medium))
         except (DataError, OSError) as error:
             detail = error.found if isinstance(error, DataError) else str(error)
             problems.append(_problem("media", sample, detail, file=_file(medium)))
