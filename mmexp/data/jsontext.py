@@ -76,8 +76,8 @@ class JsonText:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._buffer, self._position)
-                number = isinstance(value, int | float) and end == len(self._buffer)
-                if self._ended or not number:  # a number at the end of a piece may go on in the next one
+                number = isinstance(value, int | float) and end >= len(self._buffer) - len("e+")
+                if self._ended or not number:  # a number at the end of a piece, as `1` of `1e+`, may go on in the next
                     _check_surrogates(self._buffer, self._position, end, value)
                     self._position = end
                     return value
@@ -165,7 +165,7 @@ def _check_surrogates(text: str, start: int, end: int, value: Any) -> None:
 
 
 def _broken(error: json.JSONDecodeError, text: str, start: int, path: str, line: int) -> NoReturn:
-    inside = error.pos < len(text)
+    inside = error.pos < len(text) and not error.msg.startswith("Unterminated")
     found = f"{error.msg} at {text[error.pos : error.pos + 20]!r}" if inside else "the file ends inside a row"
     where = f"{path}:{line + text.count(chr(10), start, error.pos)}"
     raise DataError(f"broken JSON: {found}", expected="valid JSON", where=where, fix="is the file complete?") from error

@@ -64,11 +64,15 @@ def _expand(pattern: str) -> list[str]:
     return [name for choice in choices for name in _expand(before + choice + after)]
 
 
-def read_manifest(tars: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+def read_manifest(tars: Sequence[Path], is_whole: bool) -> dict[Path, dict[str, Any]]:
     """What the manifests beside the tars say, by tar; empty where there is none.
 
+    Args:
+        tars: The tars that were found.
+        is_whole: Whether they should be all of their folders, so that one that is missing is a mistake.
+
     Raises:
-        DataError: a manifest is broken, or tars of one folder are not all in it.
+        DataError: a manifest is broken, a tar is not in it, or one of its tars is not here.
     """
     said: dict[Path, dict[str, Any]] = {}
     for folder in sorted({tar.parent for tar in tars}):
@@ -84,6 +88,9 @@ def read_manifest(tars: Sequence[Path]) -> dict[Path, dict[str, Any]]:
         names = {tar.name for tar in tars if tar.parent == folder}
         if unknown := sorted(names - set(shards)):
             raise DataError(f"{unknown[0]} is not in the manifest", expected="every tar of the folder", where=file.path)
+        if is_whole and (absent := sorted(set(shards) - names)):
+            found = f"{absent[0]} of the manifest is not here ({len(absent)} of {len(shards)} are missing)"
+            raise DataError(found, expected="every tar of the manifest", where=file.path, fix="copy the missing shards")
         said.update({folder / name: shards[name] for name in names})
     return said
 

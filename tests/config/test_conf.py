@@ -15,7 +15,10 @@ COMPONENTS = [
     for group in ("encoder", "connector", "llm", "template", "data", "objective", "optim", "trainer", "logger")
     for choice in GROUPS[group]
 ]
-GIVEN = {"llava_json": ["data.path=rows.json"]}
+READERS = {choice for choice in GROUPS["data"] if "path: ???" in (conf_dir() / f"data/{choice}.yaml").read_text()}
+GIVEN = {choice: ["data.path=rows.json"] for choice in READERS} | {
+    "vqa_v2": ["data.path=q.json", "data.annotations=a.json"]
+}
 BENCHMARKS = {"vqa", "caption", "grounding"}
 
 

@@ -134,7 +134,7 @@ def _open(path: Path, split: str | None) -> Any:
 
 
 def _parquet_files(path: Path, split: str | None) -> list[Path]:
-    """The files of one split: `train-00000-of-00002.parquet` is `train`. Raises DataError when it is unclear."""
+    """The files of one split (`train-00000-of-00002.parquet` belongs to `train`). Raises DataError if unclear."""
     if path.is_file():
         return [path]
     groups: dict[str, list[Path]] = {}

@@ -55,7 +55,7 @@ class TarsConfig:
             DataError: a tar is missing, cut, compressed or not what its manifest says, or samples are incomplete.
         """
         tars = find_tars(self.path)
-        said = read_manifest(tars)
+        said = read_manifest(tars, is_whole=Path(self.path).expanduser().is_dir())
         if not said:
             log.info("%s: no manifest.json beside the tars, so a lost sample cannot be noticed", self.path)
         shards = []
