@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 from mmexp.contracts import Dataset, Medium, Part, Preparable, Region, Sample, Text, Turn
 from mmexp.data.files import SteadyFile
 from mmexp.data.readers.parts import PixelRegion, inside
-from mmexp.data.sources import FileRows, PackedRows, Row, Rows, as_file, iterate_rows, member
+from mmexp.data.rowstore import FileRows, PackedRows, Rows, member
+from mmexp.data.sources import Row, as_file, iterate_rows
 from mmexp.errors import DataError
 
 _SHOWN_ERRORS = 5
