@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def _open(path: Path, split: str | None) -> Any:
     if not files and not is_saved:
         raise DataError("no parquet file and no saved dataset in this folder", expected="one of them", where=str(path))
     try:
-        import datasets  # type: ignore[import-not-found]  # optional
+        datasets: Any = import_module("datasets")  # optional, so nothing here may need it to be imported
     except ImportError as error:
         fix = "pip install datasets, or convert the table to JSONL or webdataset tars"
         raise DataError("the package `datasets` is not installed", expected="it, to read this table",
