@@ -70,7 +70,7 @@ def sniff(path: str) -> Found:
         raise DataError(
             "a compressed file", expected="plain JSON, CSV, parquet or tar", where=path, fix="gunzip it first"
         )
-    if head[:1] == b"\x80" or head[:4] == b"(lp0":
+    if head[:1] == b"\x80" or head[:3] == b"(lp":
         fix = "convert RefCOCO's refs with mmexp.data.readers.refcoco.convert_refs, which runs no code from it"
         raise DataError("a pickle, which could run code", expected="JSON, CSV, parquet or tar", where=path, fix=fix)
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
