@@ -23,7 +23,7 @@ _NUMBERED = re.compile(r"[-_.]?\d+(?:-of-\d+)?(?:-[0-9a-f]{8,})?$")
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:
-    """A parquet file, a folder of them, or a folder of `datasets.save_to_disk`; needs `pip install datasets`.
+    """A parquet file, a folder of them, or a folder of `datasets.save_to_disk`; needs the extra `tables`.
 
     Pictures stay encoded; paths in the table are relative to `image_root`.
     """
@@ -119,7 +119,7 @@ def _open(path: Path, split: str | None) -> Any:
     try:
         datasets: Any = import_module("datasets")  # optional, so nothing here may need it to be imported
     except ImportError as error:
-        fix = "pip install datasets, or convert the table to JSONL or webdataset tars"
+        fix = "pip install 'mmexp[tables]', or convert the table to JSONL or webdataset tars"
         raise DataError("the package `datasets` is not installed", expected="it, to read this table",
                         where=str(path), fix=fix) from error  # fmt: skip
     try:
