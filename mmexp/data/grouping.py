@@ -51,7 +51,7 @@ class Grouping:
             groups = [members[at : at + self.size] for at in range(0, len(members), self.size)]
             if lengths is not None:
                 groups = [deal(group, lengths[group], self.num_chunks) for group in groups]
-            (full if len(groups[-1]) == self.size else rests).append(groups.pop())
+            rests += [groups.pop()] if len(groups[-1]) < self.size else []
             full += groups
         if len(names) > 1:
             full = [full[at] for at in permutation(len(full), self.seed, "groups", block)]

@@ -16,21 +16,30 @@ PACKING_WINDOW = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Packer:
-    """Packs samples into rows of limited length, window by window, and shuffles the rows of a window."""
+    """Packs samples into rows of limited length, window by window.
+
+    Rows of a window that are nearly equally full share a micro-batch, since all rows of one are as long as its longest;
+    these groups of rows are shuffled. Rows that fill no group go to the end of the window, the emptiest ones.
+    """
 
     lengths: ndarray
     """int32[rows of the dataset], tokens of each sample; 0 for one that a counted rule will leave out."""
     capacity: int
     """Tokens of a row."""
+    group_size: int = 1
+    """Rows of one micro-batch over all ranks."""
     window: int = PACKING_WINDOW
     seed: int = 0
 
-    def pack(self, indices: ndarray, block: int, kinds: ndarray | None = None) -> tuple[ndarray, ndarray]:
+    def pack(
+        self, indices: ndarray, block: int, start: int = 0, kinds: ndarray | None = None
+    ) -> tuple[ndarray, ndarray]:
         """The samples of a block as rows.
 
         Args:
             indices: int64[samples] in the order they are drawn.
             block: For the shuffle.
+            start: Place of the block's first row in the run, by which rows and micro-batches are aligned.
             kinds: int64[samples]; samples of different kinds do not share a row. None for one kind.
 
         Returns:
@@ -41,13 +50,28 @@ class Packer:
         groups = [indices] if kinds is None else [indices[kinds == kind] for kind in np.unique(kinds)]
         rows: list[list[int]] = []
         for number, group in enumerate(groups):
-            for start in range(0, len(group), self.window):
-                chosen = group[start : start + self.window]
+            place = start if kinds is None else 0  # rows of several kinds are grouped anew
+            for at in range(0, len(group), self.window):
+                chosen = group[at : at + self.window]
                 bins = best_fit(self.lengths[chosen].tolist(), self.capacity)
-                for at in permutation(len(bins), self.seed, "rows", block, number, start):
-                    rows.append(chosen[bins[at]].tolist())
+                fills = np.asarray([self.lengths[chosen[row]].sum() for row in bins])
+                for row in self._arrange(fills, place, block, number, at):
+                    rows.append(chosen[bins[row]].tolist())
+                place += len(bins)
         flat = [index for row in rows for index in row]
         return np.asarray(flat, dtype=np.int64), np.asarray([len(row) for row in rows], dtype=np.int64)
+
+    def _arrange(self, fills: ndarray, place: int, *words: int) -> ndarray:
+        """The order of the rows of a window whose first row stands at `place`."""
+        import numpy as np
+
+        rising = np.argsort(fills, kind="stable")
+        lead = min(-place % self.group_size, len(rising))
+        rest = rising[lead:]
+        left = len(rest) % self.group_size
+        groups = rest[left:].reshape(-1, self.group_size)
+        turns = permutation(len(groups), self.seed, "rows", *words)
+        return np.concatenate([rising[:lead], groups[turns].reshape(-1), rest[:left]])
 
 
 def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:

@@ -47,10 +47,10 @@ class OrderSettings:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for an order that packed rows cannot have, and for windows without a size."""
-        if self.is_packed and self.order == "modality_length":
+        if self.is_packed and self.order != "shuffled":
             raise ConfigError(
-                "modality_length while processor.row is packed: a packed row holds samples with and without media",
-                expected="shuffled or length",
+                f"{self.order} while processor.row is packed, which needs long and short samples side by side",
+                expected="shuffled; rows that are equally full share a micro-batch anyway",
                 where="processor.order",
                 fix="processor.order=shuffled, or processor.row=padded",
             )
@@ -71,13 +71,13 @@ def build_order(dataset: Dataset, processor: Processor, settings: OrderSettings)
     draws = draws_of(dataset, settings.seed, settings.shuffle_window, rows)
     packer = grouping = None
     identity: dict[str, Any] = dict(dataset.identity()) if isinstance(dataset, Mixture) else {}
-    lengths = _word_lengths(dataset, settings.order) if by_length and not settings.is_packed else None
+    lengths = _word_lengths(dataset, settings.order) if by_length else None
     if settings.is_packed:
         tokens = token_lengths(dataset, processor, settings.cache, settings.num_workers)
-        lengths = tokens if by_length else None
         packer = Packer(
             lengths=tokens,
             capacity=processor.max_length_tokens,
+            group_size=rows,
             window=settings.packing_window,
             seed=settings.seed,
         )

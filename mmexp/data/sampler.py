@@ -48,7 +48,7 @@ class RunOrder:
         packer: Puts several samples into a row.
         grouping: Rearranges the rows of a block.
         kinds: int64[rows of the dataset]: what must not share a group, nor a packed row. None for one kind.
-        lengths: int64[rows of the dataset], for a grouping by length.
+        lengths: int64[rows of the dataset], for a grouping by length; not together with a packer.
         identity: What must be equal for a place to mean the same samples, beyond data and seed; for checkpoints.
     """
 
@@ -62,6 +62,7 @@ class RunOrder:
         lengths: ndarray | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
+        assert packer is None or lengths is None
         self.draws, self.packer, self.grouping, self.kinds, self.lengths = draws, packer, grouping, kinds, lengths
         self.identity = dict(identity or {})
         self._starts = [0]
@@ -120,15 +121,13 @@ class RunOrder:
         counts = None
         if self.packer is not None:
             kinds = None if self.kinds is None else self.kinds[samples]
-            samples, counts = self.packer.pack(samples, number, kinds)
+            samples, counts = self.packer.pack(samples, number, self.start(number), kinds)
         if self.grouping is None:
             return Block(samples, None if counts is None else np.cumsum(counts))
         starts = np.arange(len(samples)) if counts is None else np.cumsum(counts) - counts
         firsts = samples[starts]
         kinds = np.zeros(len(firsts), dtype=np.int64) if self.kinds is None else self.kinds[firsts]
-        lengths = None if self.lengths is None else self.lengths[samples]
-        if lengths is not None and counts is not None:
-            lengths = np.add.reduceat(lengths, starts)
+        lengths = None if self.lengths is None else self.lengths[firsts]
         order = self.grouping.arrange(kinds, lengths, self.start(number), number)
         if counts is None:
             return Block(samples[order])
