@@ -159,6 +159,8 @@ class Batch:
     """Per row the lengths of its segments, left to right; the rest of the row is padding."""
     ids: tuple[str, ...]
     """Sample ids in segment order (row by row), for messages and logs."""
+    datasets: tuple[str, ...] = ()
+    """Dataset (part of a mixture) of each of `ids`."""
     slots: Mapping[str, Tensor] = field(default_factory=dict)
     """Per modality bool[B, T]: where soft tokens go."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
@@ -176,6 +178,8 @@ class Batch:
     """Positions that carry loss, known on the CPU so that nobody has to wait for the device."""
     dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Per reason the ids of samples that were left out of this batch by a counted rule."""
+    dropped_datasets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Per reason the dataset of each of the ids in `dropped`."""
     num_dropped_turns: int = 0
     """Turns cut from the ends of over-long samples of this batch."""
     bad_media: tuple[Mapping[str, str], ...] = ()

@@ -31,6 +31,8 @@ class PathsConfig:
     """Where the shapes world renders itself; shared by runs."""
     data: str = "data"
     """Where published datasets are expected."""
+    cache: str = "outputs/cache"
+    """What was counted or computed once and may be deleted: token lengths."""
     models: str | None = None
     """Folder in which a hub id `owner/name` is looked for first; null goes to the Hugging Face cache."""
     parts: str = ""
@@ -81,8 +83,17 @@ class ProcessorConfig:
     """Largest share of samples that may be left out because a medium cannot be read; above it the run stops."""
     max_length_tokens: int = 2048
     """Longest sample, soft tokens included; whole turns are cut from the end."""
-    row: Literal["flat", "padded"] = "flat"
-    """One row of segments without padding, or one padded row a sample."""
+    row: Literal["flat", "padded", "packed"] = "flat"
+    """One row of segments without padding, one padded row a sample, or several samples in each row of at most
+    `max_length_tokens`. Where rows are packed, batch sizes and epochs count rows."""
+    order: Literal["shuffled", "length", "modality_length"] = "shuffled"
+    """Plain shuffle, or optimizer steps of samples of like length (and, as LLaVA, of one modality)."""
+    shuffle_window: int = 8192
+    """Samples; how far the shuffle of data in shards moves one. Smaller reads tars more evenly, larger mixes better."""
+    packing_window: int = 4096
+    """Samples that are packed together."""
+    log_ids: bool = False
+    """Whether data_order.jsonl in the run directory lists the samples of every micro-batch."""
     num_workers: int = 0
     """Processes that load data."""
     check_rows: int = 2000

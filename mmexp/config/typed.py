@@ -85,6 +85,9 @@ def call(target: Any, values: Mapping[str, Any], where: str, errors: list[MmexpE
     try:
         return target(**values)
     except MmexpError as error:
+        if error.where in values:  # the component knows the name of its setting, but not where it stands
+            error.where = _join(where, str(error.where))
+            error.args = (error.render(),)
         errors.append(error)
     except (TypeError, ValueError) as error:
         errors.append(ConfigError(str(error).splitlines()[0], where=where))
@@ -104,6 +107,9 @@ def coerce(value: Any, hint: Any, where: str, errors: list[MmexpError]) -> Any:
             ConfigError(f"{value!r} is {_kind(value)}", expected=f"the settings of {cls.__name__}", where=where)
         )
         return UNSET
+    if (cls := _dataclass_of_values(hint)) and isinstance(value, Mapping):
+        built = {str(key): coerce(inner, cls, _join(where, str(key)), errors) for key, inner in value.items()}
+        return UNSET if any(isinstance(inner, Unset) for inner in built.values()) else built
     adapter = _adapter(hint)
     if adapter is None:
         return value
@@ -157,6 +163,13 @@ def _dataclass_of(hint: Any) -> type | None:
     options = [arg for arg in get_args(hint) if arg is not type(None)] if _is_union(hint) else [hint]
     found = options[0] if len(options) == 1 else None
     return found if isinstance(found, type) and dataclasses.is_dataclass(found) else None
+
+
+def _dataclass_of_values(hint: Any) -> type | None:
+    """The dataclass in `Mapping[str, X]`."""
+    origin, args = get_origin(hint), get_args(hint)
+    is_mapping = isinstance(origin, type) and issubclass(origin, Mapping) and len(args) == 2
+    return _dataclass_of(args[1]) if is_mapping else None
 
 
 def _is_union(hint: Any) -> bool:

@@ -6,6 +6,7 @@ Names that need torch or Lightning are imported when they are first used, so tha
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mmexp.data.mixture import MixtureConfig, PartConfig
 from mmexp.data.readers import (
     AutoConfig,
     CocoCaptionsConfig,
@@ -35,16 +36,20 @@ if TYPE_CHECKING:
     from mmexp.data.collate import Collator
     from mmexp.data.datamodule import MultimodalDataModule
     from mmexp.data.dataset import DropCounts, Dropped, TrainingData, fingerprint
-    from mmexp.data.sampler import RunSampler
+    from mmexp.data.run_order import OrderSettings, build_order
+    from mmexp.data.sampler import RunOrder, RunSampler
 
 _HOMES = {
     "Collator": "collate",
     "DropCounts": "dataset",
     "Dropped": "dataset",
     "MultimodalDataModule": "datamodule",
+    "OrderSettings": "run_order",
     "PreflightReport": "check",
+    "RunOrder": "sampler",
     "RunSampler": "sampler",
     "TrainingData": "dataset",
+    "build_order": "run_order",
     "fingerprint": "dataset",
     "preflight": "check",
     "require_trainable": "check",
@@ -65,11 +70,15 @@ __all__ = [
     "LlavaJsonConfig",
     "MessagesConfig",
     "MiniGpt4CaptionsConfig",
+    "MixtureConfig",
     "MultimodalDataModule",
+    "OrderSettings",
+    "PartConfig",
     "PopeConfig",
     "PreflightReport",
     "QwenVlJsonConfig",
     "RefCocoConfig",
+    "RunOrder",
     "RunSampler",
     "ScienceQaConfig",
     "ShareGptConfig",
@@ -78,6 +87,7 @@ __all__ = [
     "TextVqaConfig",
     "TrainingData",
     "VqaV2Config",
+    "build_order",
     "fingerprint",
     "preflight",
     "require_trainable",

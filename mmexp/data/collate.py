@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from mmexp.contracts import IGNORE, Batch, Item
 from mmexp.data.dataset import Dropped
+from mmexp.data.packing import next_fit
 from mmexp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -23,16 +25,21 @@ class Collator:
 
     Args:
         pad_id: Token id behind the last segment of a row.
-        row: `flat` puts all segments into one row without padding; `padded` gives each one its own row.
+        row: `flat` puts all segments into one row without padding; `padded` gives each one its own row; `packed` fills
+            rows of at most `capacity` tokens in the order of the items.
+        capacity: Tokens of a packed row, at least those of the longest item.
     """
 
     pad_id: int
     row: str = "flat"
+    capacity: int = 0
 
     def __post_init__(self) -> None:
         """Raises ConfigError for an unknown row layout."""
-        if self.row not in ("flat", "padded"):
-            raise ConfigError(f"{self.row!r}", expected="flat or padded", where="processor.row")
+        if self.row not in ("flat", "padded", "packed"):
+            raise ConfigError(f"{self.row!r}", expected="flat, padded or packed", where="processor.row")
+        if self.row == "packed" and self.capacity < 1:
+            raise ConfigError(f"{self.capacity}", expected="1 token or more", where="processor.max_length_tokens")
 
     def __call__(self, entries: Sequence[Item | Dropped]) -> Batch:
         """The batch. Dropped entries leave no trace but their ids; a batch that lost all of them is one position that
@@ -42,23 +49,32 @@ class Collator:
             DataError: media of one modality have different shapes.
         """
         items = [entry for entry in entries if isinstance(entry, Item)]
-        dropped: dict[str, tuple[str, ...]] = {}
-        for entry in entries:
-            if isinstance(entry, Dropped):
-                dropped[entry.reason] = (*dropped.get(entry.reason, ()), entry.id)
+        dropped = [entry for entry in entries if isinstance(entry, Dropped)]
+        reasons = dict.fromkeys(entry.reason for entry in dropped)
         items_or_blank = items or [_blank(self.pad_id)]
-        rows = [[item] for item in items_or_blank] if self.row == "padded" else [items_or_blank]
+        rows = self._rows(items_or_blank)
         batch_tensors = self._lay_out(rows)
         return Batch(
             **batch_tensors,
             **_stack_media(items),
             segment_lengths=tuple(tuple(len(item.input_ids) for item in row) for row in rows),
             ids=tuple(item.id for item in items_or_blank),
+            datasets=tuple(item.dataset for item in items_or_blank),
             num_supervised=int((batch_tensors["labels"] != IGNORE).sum()),
-            dropped=dropped,
-            bad_media=tuple(entry.bad for entry in entries if isinstance(entry, Dropped) and entry.bad),
+            dropped={reason: tuple(e.id for e in dropped if e.reason == reason) for reason in reasons},
+            dropped_datasets={reason: tuple(e.dataset for e in dropped if e.reason == reason) for reason in reasons},
+            bad_media=tuple(entry.bad for entry in dropped if entry.bad),
             num_dropped_turns=sum(item.num_dropped_turns for item in items),
         )
+
+    def _rows(self, items: Sequence[Item]) -> list[Sequence[Item]]:
+        """The items row by row."""
+        if self.row == "padded":
+            return [[item] for item in items]
+        if self.row == "flat":
+            return [items]
+        ends = list(accumulate(next_fit([len(item.input_ids) for item in items], self.capacity)))
+        return [items[start:end] for start, end in pairwise([0, *ends])]
 
     def _lay_out(self, rows: Sequence[Sequence[Item]]) -> dict[str, Any]:
         """`input_ids`, `labels`, `positions` and `slots` of the rows."""

@@ -13,12 +13,17 @@ from torch.utils.data import Dataset as TorchDataset
 from mmexp.contracts import Batch, Dataset, Item
 from mmexp.data.collate import Collator
 from mmexp.data.dataset import BAD_MEDIA, CAPS, DropCounts, Dropped, TrainingData, fingerprint
-from mmexp.data.sampler import RunSampler
+from mmexp.data.order import draws_of
+from mmexp.data.sampler import RunOrder, RunSampler
 from mmexp.errors import CheckpointError, MmexpError
 from mmexp.prompt import Processor
 
 WORKER_TIMEOUT_S = 300
 """A worker that gives nothing for so long is stuck; without a timeout the run would wait for ever."""
+
+
+_USUAL = {"processor.order": "shuffled", "processor.row": "one sample a row", "data.mixing": "no mixture"}
+"""What a checkpoint means that does not say otherwise."""
 
 
 class MultimodalDataModule(LightningDataModule):
@@ -30,10 +35,11 @@ class MultimodalDataModule(LightningDataModule):
         dataset: Samples.
         processor: Samples to items.
         collator: Items to a batch.
-        micro_batch_size: Samples of one micro-batch on one rank.
+        micro_batch_size: Rows of one micro-batch on one rank.
         num_micro_batches: Of the whole run, on each rank.
         seed: Of the order.
         num_workers: Processes that prepare batches; 0 prepares them in the training process.
+        order: Rows of the run; None for one sample a row, shuffled.
         bad_media_cap: Largest share of samples that may be left out because a medium cannot be read.
     """
 
@@ -47,14 +53,18 @@ class MultimodalDataModule(LightningDataModule):
         num_micro_batches: int,
         seed: int,
         num_workers: int = 0,
+        order: RunOrder | None = None,
         bad_media_cap: float = CAPS[BAD_MEDIA],
     ) -> None:
         super().__init__()
         self.dataset, self.processor, self.collator = dataset, processor, collator
         self.micro_batch_size, self.num_micro_batches = micro_batch_size, num_micro_batches
         self.seed, self.num_workers = seed, num_workers
+        self.order = order or RunOrder(draws_of(dataset, seed))
         self.position = 0
         """Micro-batches trained so far."""
+        self.num_positions = self.num_tokens = 0
+        """Positions of all batches so far, and those that were not padding."""
         self.drop_counts = DropCounts(bad_media_cap=bad_media_cap, num_samples=len(dataset))
 
     def advance(self, batch: Batch | None = None) -> None:
@@ -65,15 +75,16 @@ class MultimodalDataModule(LightningDataModule):
         """
         self.position += 1
         if batch is not None:
+            self.num_positions += batch.input_ids.numel()
+            self.num_tokens += batch.num_tokens
             self.drop_counts.update(batch)
 
     def train_dataloader(self) -> DataLoader:
         """Micro-batches from `position` to the end of the run. Uses no global random state."""
         sampler = RunSampler(
-            num_samples=len(self.dataset),
+            order=self.order,
             batch_size=self.micro_batch_size,
             num_micro_batches=self.num_micro_batches,
-            seed=self.seed,
             position=self.position,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self._world_size,
@@ -90,12 +101,11 @@ class MultimodalDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Position, counts, and what must be equal for the position to mean the same samples."""
-        counts = self.drop_counts
         return {
             "position": self.position,
-            "num_seen": counts.num_seen,
-            "num_dropped_turns": counts.num_dropped_turns,
-            "dropped": dict(counts.dropped),
+            "num_positions": self.num_positions,
+            "num_tokens": self.num_tokens,
+            **self.drop_counts.state(),
             "identity": self._identity(),
         }
 
@@ -106,9 +116,11 @@ class MultimodalDataModule(LightningDataModule):
             CheckpointError: other data, batch size, seed or number of processes than the checkpoint's.
         """
         saved, here = state_dict["identity"], self._identity()
-        different = [name for name in here if saved.get(name) != here[name]]
+        usual = {name: _USUAL.get(name) for name in dict.fromkeys([*here, *saved])}
+        saved, here = {**usual, **saved}, {**usual, **here}
+        different = [name for name in here if saved[name] != here[name]]
         if different:
-            found = "; ".join(f"{name} is {here[name]}, the checkpoint has {saved.get(name)}" for name in different)
+            found = "; ".join(f"{name} is {here[name]}, the checkpoint has {saved[name]}" for name in different)
             raise CheckpointError(
                 found,
                 expected="the same data in the same order, so that no sample is lost or doubled",
@@ -116,7 +128,13 @@ class MultimodalDataModule(LightningDataModule):
                 fix="resume with the settings of the run's config.yaml, or start a new run from its weights",
             )
         self.position = state_dict["position"]
-        self.drop_counts.restore(state_dict["num_seen"], state_dict["num_dropped_turns"], state_dict["dropped"])
+        self.num_positions, self.num_tokens = state_dict.get("num_positions", 0), state_dict.get("num_tokens", 0)
+        self.drop_counts.restore(state_dict)
+
+    @property
+    def padding_waste(self) -> float:
+        """Share of the positions of all batches so far that were padding."""
+        return 1 - self.num_tokens / max(self.num_positions, 1) if self.num_positions else 0.0
 
     @property
     def _world_size(self) -> int:
@@ -131,6 +149,7 @@ class MultimodalDataModule(LightningDataModule):
             "stage.micro_batch_size": self.micro_batch_size,
             "number of processes": self._world_size,
             "seed": self.seed,
+            **self.order.identity,
         }
 
 

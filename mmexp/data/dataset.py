@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mmexp.contracts import Batch, Dataset, Item, Sample
 from mmexp.errors import DataError
@@ -76,6 +78,8 @@ class DropCounts:
     num_seen: int = 0
     num_dropped_turns: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    by_dataset: dict[str, Counter[str]] = field(default_factory=dict)
+    """Per dataset, or part of a mixture, how many samples each reason took."""
     min_seen: int = 1000
     """Shares are judged only after so many samples."""
     bad_media_cap: float = CAPS[BAD_MEDIA]
@@ -84,9 +88,20 @@ class DropCounts:
     """Rows of the data; bad media are judged as a share of these until more were seen, so that two bad files at the
     start of a large dataset do not stop a run."""
 
-    def restore(self, num_seen: int, num_dropped_turns: int, dropped: Mapping[str, int]) -> None:
+    def state(self) -> dict[str, Any]:
+        """The counts, for a checkpoint."""
+        return {
+            "num_seen": self.num_seen,
+            "num_dropped_turns": self.num_dropped_turns,
+            "dropped": dict(self.dropped),
+            "dropped_by_dataset": {name: dict(counts) for name, counts in self.by_dataset.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from the counts of a checkpoint."""
-        self.num_seen, self.num_dropped_turns, self.dropped = num_seen, num_dropped_turns, dict(dropped)
+        self.num_seen, self.num_dropped_turns = state["num_seen"], state["num_dropped_turns"]
+        self.dropped = dict(state["dropped"])
+        self.by_dataset = {name: Counter(counts) for name, counts in state.get("dropped_by_dataset", {}).items()}
 
     def update(self, batch: Batch) -> None:
         """Counts one batch.
@@ -99,11 +114,15 @@ class DropCounts:
         self.num_dropped_turns += batch.num_dropped_turns
         for reason, ids in batch.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + len(ids)
+            names = batch.dropped_datasets.get(reason, ("",) * len(ids))
+            for name in names:
+                self.by_dataset.setdefault(name, Counter())[reason] += 1
+            shown = tuple(f"{name}/{id}" if name else id for name, id in zip(names, ids, strict=True))  # noqa: A001
             if reason == BAD_MEDIA:
                 total = max(self.num_seen, self.num_samples)
                 check_bad_media(batch.bad_media, self.dropped[reason], total, self.bad_media_cap)
             else:
-                check_share(reason, self.dropped[reason], self.num_seen, ids, min_seen=self.min_seen)
+                check_share(reason, self.dropped[reason], self.num_seen, shown, min_seen=self.min_seen)
 
 
 def check_bad_media(bad: Sequence[Mapping[str, str]], count: int, total: int, cap: float) -> None:

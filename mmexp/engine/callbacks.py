@@ -118,7 +118,7 @@ class MetricsLog(Callback):
             "time/step_s": seconds / steps,
             "data/tokens_per_s": self._tokens / seconds,
             "data/samples_per_s": self._samples / seconds,
-            "data/padding_share": self._padding / max(self._padding + self._tokens, 1),
+            "data/padding_waste": self._padding / max(self._padding + self._tokens, 1),
         }
         record |= {f"data/dropped/{reason}": count for reason, count in self.dropped.items()}
         self.record = record

@@ -9,16 +9,26 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmexp.contracts import Dataset
-from mmexp.data import Collator, MultimodalDataModule, preflight, require_trainable
+from mmexp.data import (
+    Collator,
+    MultimodalDataModule,
+    OrderSettings,
+    RunOrder,
+    build_order,
+    preflight,
+    require_trainable,
+)
 from mmexp.engine import checkpoint
 from mmexp.engine.bad_samples import BadSamples
 from mmexp.engine.callbacks import Checkpoints, Interrupted, MetricsLog, MovedCheck
 from mmexp.engine.chain import save_weights
 from mmexp.engine.manifest import RunDir
 from mmexp.engine.module import Recipe, TrainingModule
+from mmexp.engine.order_log import OrderLog
 from mmexp.engine.progress import TrainingProgress
 from mmexp.errors import ConfigError
 from mmexp.tuning import LoraSettings, TrainedPart
@@ -62,11 +72,21 @@ class StageJob:
     trainer: TrainerConfig
     loggers: Mapping[str, Any]
     row: str
-    """How the collator lays out a batch: flat or padded."""
+    """How the collator lays out a batch: flat, padded or packed."""
     num_workers: int
     seed: int
     check_rows: int
     """How many rows are tokenised before training to see that they supervise something."""
+    order: str = "shuffled"
+    """shuffled, length or modality_length."""
+    shuffle_window: int = 8192
+    """Samples; of data in shards."""
+    packing_window: int = 4096
+    """Samples that are packed together."""
+    cache: Path | None = None
+    """Folder that keeps token lengths; None counts them anew."""
+    log_ids: bool = False
+    """Whether the samples of every micro-batch are written to data_order.jsonl."""
     bad_media_cap: float = 0.001
     """Largest share of samples that may be left out because a medium cannot be read."""
     config: Mapping[str, Any]
@@ -87,13 +107,13 @@ class StageJob:
             )
         return self.batch_size // step
 
-    def num_steps(self, num_samples: int) -> int:
+    def num_steps(self, order: RunOrder) -> int:
         """Optimizer steps of the whole stage."""
         if self.trainer.max_steps is not None:
             return self.trainer.max_steps
         if self.max_steps is not None:
             return self.max_steps
-        return max(1, math.ceil(self.epochs * num_samples / self.batch_size))
+        return max(1, math.ceil(order.num_rows(self.epochs) / self.batch_size))
 
 
 def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> TrainingModule:
@@ -110,16 +130,14 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
         Interrupted: a signal asked to stop; the run is saved and can be continued.
     """
     started = time.monotonic()
-    dataset = job.data.build()
     bad_samples = BadSamples(job.run.path / "bad_samples.jsonl")
-    report = preflight(dataset, job.plan.processor, max_rows=job.check_rows)
-    bad_samples.add(report.bad_media)
-    require_trainable(report, job.bad_media_cap)
-    num_steps = job.num_steps(len(dataset))
+    dataset = _checked_data(job, bad_samples)
+    order = build_order(dataset, job.plan.processor, _order_settings(job))
+    num_steps = job.num_steps(order)
     module = TrainingModule(job.plan, job.objective, job.optim, _recipe(job, num_steps), job.init_from)
-    datamodule = _datamodule(job, dataset, num_steps)
+    datamodule = _datamodule(job, dataset, order, num_steps)
     resume = checkpoint.newest(job.run.checkpoints)
-    derived = _derived(job, len(dataset), num_steps)
+    derived = _derived(job, dataset, order, num_steps)
     job.run.update_manifest(status="running", derived=derived, resumed_from=resume.name if resume else None)
     if resume:
         log.info("continuing from %s", resume.name)
@@ -143,7 +161,10 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
             train_s=round(time.monotonic() - started, 1),
             peak_memory_mb=peak_memory_mb(),
             num_skipped_steps=module.num_skipped,
+            padding_waste=round(datamodule.padding_waste, 4),
+            dropped=datamodule.drop_counts.state()["dropped_by_dataset"],
         )
+        log.info("%.1f %% of all positions were padding", 100 * datamodule.padding_waste)
     return module.eval()
 
 
@@ -151,6 +172,30 @@ def peak_memory_mb() -> float:
     """Largest resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _checked_data(job: StageJob, bad_samples: BadSamples) -> Dataset:
+    """The data, after a look at it."""
+    dataset = job.data.build()
+    report = preflight(dataset, job.plan.processor, max_rows=job.check_rows)
+    bad_samples.add(report.bad_media)
+    require_trainable(report, job.bad_media_cap)
+    return dataset
+
+
+def _order_settings(job: StageJob) -> OrderSettings:
+    return OrderSettings(
+        seed=job.seed,
+        micro_batch_size=job.micro_batch_size,
+        accumulate=job.accumulate,
+        world_size=job.trainer.world_size,
+        order=job.order,
+        is_packed=job.row == "packed",
+        shuffle_window=job.shuffle_window,
+        packing_window=job.packing_window,
+        cache=job.cache / "lengths" if job.cache else None,
+        num_workers=job.num_workers,
+    )
 
 
 def _recipe(job: StageJob, num_steps: int) -> Recipe:
@@ -169,15 +214,16 @@ def _recipe(job: StageJob, num_steps: int) -> Recipe:
     )
 
 
-def _datamodule(job: StageJob, dataset: Dataset, num_steps: int) -> MultimodalDataModule:
+def _datamodule(job: StageJob, dataset: Dataset, order: RunOrder, num_steps: int) -> MultimodalDataModule:
     return MultimodalDataModule(
         dataset=dataset,
         processor=job.plan.processor,
-        collator=Collator(pad_id=job.plan.tokenizer.pad_id, row=job.row),
+        collator=Collator(pad_id=job.plan.tokenizer.pad_id, row=job.row, capacity=job.plan.max_length_tokens),
         micro_batch_size=job.micro_batch_size,
         num_micro_batches=num_steps * job.accumulate,
         seed=job.seed,
         num_workers=job.num_workers,
+        order=order,
         bad_media_cap=job.bad_media_cap,
     )
 
@@ -185,7 +231,9 @@ def _datamodule(job: StageJob, dataset: Dataset, num_steps: int) -> MultimodalDa
 def _callbacks(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> list[Any]:
     bar = TrainingProgress(job.label, on_start)
     every, keep = job.trainer.checkpoint_every_n_steps, job.trainer.keep_checkpoints
+    record = [OrderLog(job.run.path / "data_order.jsonl")] if job.log_ids else []
     return [
+        *record,  # before the checkpoints: a saved micro-batch stands in the record
         MetricsLog(job.run.path / "metrics.jsonl", job.trainer.log_every_n_steps, bar),
         Checkpoints(job.run.checkpoints, every, keep),
         MovedCheck(),
@@ -200,9 +248,11 @@ def _loggers(job: StageJob) -> list[Any]:
     return [logger for logger in built if logger is not None]
 
 
-def _derived(job: StageJob, num_samples: int, num_steps: int) -> dict[str, Any]:
+def _derived(job: StageJob, dataset: Dataset, order: RunOrder, num_steps: int) -> dict[str, Any]:
     return {
-        "num_samples": num_samples,
+        "num_samples": len(dataset),
+        "num_rows_per_epoch": order.num_rows(1),
+        "order": order.identity,
         "num_steps": num_steps,
         "accumulate": job.accumulate,
         "soft_tokens": {modality: branch.num_soft_tokens for modality, branch in job.plan.inputs.items()},

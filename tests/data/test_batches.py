@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmexp.contracts import IGNORE
-from mmexp.data import Collator, DropCounts, Dropped, RunSampler, TrainingData
+from mmexp.data import Collator, DropCounts, Dropped, RunOrder, RunSampler, TrainingData
 from mmexp.data.collate import EMPTY
+from mmexp.data.order import Shuffled
+from mmexp.data.packing import next_fit
 from mmexp.errors import ConfigError, DataError
 from tests.data.samples import Samples, make_processor, make_sample, mixed
 
@@ -31,10 +33,9 @@ def test_every_epoch_holds_every_sample_once(num_samples, batch_size, world_size
     ranks = [
         list(
             RunSampler(
-                num_samples=num_samples,
+                order=RunOrder(Shuffled(num_samples, seed)),
                 batch_size=batch_size,
                 num_micro_batches=count,
-                seed=seed,
                 rank=rank,
                 world_size=world_size,
             )
@@ -50,9 +51,9 @@ def test_every_epoch_holds_every_sample_once(num_samples, batch_size, world_size
 @settings(max_examples=40, deadline=None)
 @given(position=st.integers(0, 20), seed=st.integers(0, 3))
 def test_resumed_sampler_goes_on(position, seed):
-    settings_ = {"num_samples": 13, "batch_size": 3, "num_micro_batches": 20, "seed": seed}
-    whole = RunSampler(**settings_)
-    rest = RunSampler(**settings_, position=position)
+    settings_ = {"batch_size": 3, "num_micro_batches": 20}
+    whole = RunSampler(order=RunOrder(Shuffled(13, seed)), **settings_)
+    rest = RunSampler(order=RunOrder(Shuffled(13, seed)), **settings_, position=position)
     assert list(rest) == list(whole)[position:]
     assert len(rest) == 20
 
@@ -60,7 +61,7 @@ def test_resumed_sampler_goes_on(position, seed):
 def test_epochs_and_seeds_differ_and_global_rng_is_left_alone():
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = [RunSampler(num_samples=50, batch_size=50, num_micro_batches=2, seed=seed) for seed in (0, 1)]
+    first = [RunSampler(order=RunOrder(Shuffled(50, seed)), batch_size=50, num_micro_batches=2) for seed in (0, 1)]
     orders = [tuple(batch) for sampler in first for batch in sampler]
     assert len(set(orders)) == 4
     assert torch.equal(before, torch.get_rng_state())
@@ -72,11 +73,17 @@ def items():
     return [data[index] for index in range(6)]
 
 
-@pytest.mark.parametrize("row", ["flat", "padded"])
-def test_batch_agrees_with_its_items(items, row):
-    batch = Collator(pad_id=0, row=row)(items)
+@pytest.mark.parametrize(("row", "capacity"), [("flat", 0), ("padded", 0), ("packed", 60), ("packed", 999)])
+def test_batch_agrees_with_its_items(items, row, capacity):
+    batch = Collator(pad_id=0, row=row, capacity=capacity)(items)
     assert batch.ids == tuple(item.id for item in items)
-    assert batch.input_ids.shape[0] == (1 if row == "flat" else len(items))
+    assert batch.datasets == ("demo",) * len(items)
+    if row == "packed":
+        assert batch.input_ids.shape[1] <= capacity
+        assert batch.input_ids.shape[0] == len(next_fit([len(item.input_ids) for item in items], capacity))
+        assert batch.input_ids.shape[0] == 1 if capacity == 999 else 1 < batch.input_ids.shape[0] < 6
+    else:
+        assert batch.input_ids.shape[0] == (1 if row == "flat" else len(items))
     assert batch.num_tokens == sum(len(item.input_ids) for item in items)
     for item, (number, start, end) in zip(items, batch.spans(), strict=True):
         assert torch.equal(batch.input_ids[number, start:end], item.input_ids)
@@ -132,7 +139,9 @@ def test_media_of_different_shapes_are_named(items):
 
 
 def test_unknown_row_layout():
-    with pytest.raises(ConfigError, match="packed"):
+    with pytest.raises(ConfigError, match="flat, padded or packed"):
+        Collator(pad_id=0, row="ragged")
+    with pytest.raises(ConfigError, match="1 token or more"):
         Collator(pad_id=0, row="packed")
 
 
@@ -144,6 +153,7 @@ def test_drops_are_counted_and_capped():
     assert counts.num_seen == 95
     with pytest.raises(DataError, match="no_supervision") as error:
         counts.update(collate([data[index] for index in range(95, 100)]))
-    assert "'mute0'" in error.value.where
+    assert "'demo/mute0'" in error.value.where
+    assert counts.by_dataset == {"demo": {"no_supervision": 5}}
     assert counts.num_seen == 100
     assert Counter(counts.dropped) == {"no_supervision": 5}
