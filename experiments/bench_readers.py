@@ -1,7 +1,7 @@
 """What opening a large annotation file costs, and what reading tars costs beside reading files.
 
 python experiments/bench_readers.py                    # 665,000 rows (about 1 GB), 2,000 pictures
-python experiments/bench_readers.py --rows 20000 --pictures 300 --folder /tmp/bench
+python experiments/bench_readers.py --rows 20000 --pictures 300 --folder bench
 """
 
 from __future__ import annotations
