@@ -199,10 +199,16 @@ def _continued(folder: Path, invocation: Invocation) -> Experiment:
 
 
 def _require_same(saved: Any, plain: Mapping[str, Any], run: RunDir) -> None:
-    """A run directory belongs to one configuration; where files lie may differ."""
+    """A run directory belongs to one configuration; where files lie may differ, and who prepares the batches."""
     ignored = ("paths", "logger", "trainer")
+    free = ("num_workers", "check_rows", "log_ids")
+
+    def bound(settings: Mapping[str, Any], key: str) -> Any:
+        value = settings.get(key)
+        return {k: v for k, v in value.items() if k not in free} if key == "processor" and value else value
+
     different = [
-        key for key in sorted(set(saved) | set(plain)) if key not in ignored and saved.get(key) != plain.get(key)
+        key for key in sorted(set(saved) | set(plain)) if key not in ignored and bound(saved, key) != bound(plain, key)
     ]
     if different:
         raise CheckpointError(

@@ -17,7 +17,7 @@ import yaml
 
 from mmexp.config import typed
 from mmexp.config.names import nearest
-from mmexp.config.unset import UNSET, Unset, to_plain
+from mmexp.config.unset import UNSET, holds_unset, to_plain
 from mmexp.errors import ConfigError, MmexpError
 
 TARGET = "_target_"
@@ -64,7 +64,8 @@ def build(node: Any, where: str, registered: frozenset[str], errors: list[MmexpE
     """As `instantiate`, for plain input and with the mistakes added to `errors`; `UNSET` when there are any."""
     refused = unregistered(node, where, registered)
     errors += refused
-    return UNSET if refused else _build(node, where, errors)
+    built = UNSET if refused else _build(node, where, errors)
+    return UNSET if holds_unset(built) else built
 
 
 def unregistered(node: Any, where: str, registered: frozenset[str]) -> list[ConfigError]:
@@ -103,12 +104,12 @@ def _gather(node: Any, found: set[str]) -> None:
 def _build(node: Any, where: str, errors: list[MmexpError]) -> Any:
     if isinstance(node, list | tuple):
         items = [_build(child, f"{where}[{index}]", errors) for index, child in enumerate(node)]
-        return UNSET if any(isinstance(item, Unset) for item in items) else items
+        return UNSET if holds_unset(items) else items
     if not isinstance(node, Mapping):
         return node
     children = {key: _build(child, f"{where}.{key}", errors) for key, child in node.items() if key != TARGET}
     if TARGET not in node:
-        return UNSET if any(isinstance(child, Unset) for child in children.values()) else children
+        return children  # also with a child that failed: what takes the mapping checks the others
     target = _imported(node[TARGET], where, errors)
     return UNSET if target is None else _construct(target, children, where, errors)
 
@@ -142,5 +143,5 @@ def _construct(target: Any, values: dict[str, Any], where: str, errors: list[Mme
         key: typed.coerce(value, takes[key].hint, f"{where}.{key}", errors) if key in takes else value
         for key, value in values.items()
     }
-    failed = len(errors) > before or any(isinstance(value, Unset) for value in checked.values())
+    failed = len(errors) > before or holds_unset(checked)
     return UNSET if failed else typed.call(target, checked, where, errors)

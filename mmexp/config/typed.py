@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from mmexp.config.names import listing, nearest
-from mmexp.config.unset import UNSET, Unset
+from mmexp.config.unset import UNSET, Unset, holds_unset
 from mmexp.errors import ConfigError, MmexpError
 
 
@@ -75,7 +75,7 @@ def build_dataclass(cls: type, values: Mapping[str, Any], where: str, errors: li
     checked = {
         key: coerce(value, takes[key].hint, _join(where, key), errors) for key, value in values.items() if key in takes
     }
-    if len(errors) > before or any(isinstance(value, Unset) for value in checked.values()):
+    if len(errors) > before or holds_unset(checked):
         return UNSET
     return call(cls, checked, where, errors)
 
@@ -109,7 +109,9 @@ def coerce(value: Any, hint: Any, where: str, errors: list[MmexpError]) -> Any:
         return UNSET
     if (cls := _dataclass_of_values(hint)) and isinstance(value, Mapping):
         built = {str(key): coerce(inner, cls, _join(where, str(key)), errors) for key, inner in value.items()}
-        return UNSET if any(isinstance(inner, Unset) for inner in built.values()) else built
+        return UNSET if holds_unset(built) else built
+    if holds_unset(value):
+        return UNSET
     adapter = _adapter(hint)
     if adapter is None:
         return value

@@ -21,6 +21,13 @@ class Unset:
 UNSET = Unset()
 
 
+def holds_unset(value: Any) -> bool:
+    """Whether `value` is, or holds in its containers, something that could not be had."""
+    if isinstance(value, Mapping):
+        return any(map(holds_unset, value.values()))
+    return any(map(holds_unset, value)) if isinstance(value, list | tuple) else isinstance(value, Unset)
+
+
 def to_plain(config: Any, skip: tuple[str, ...] = ()) -> tuple[Any, list[MmexpError]]:
     """Dictionaries, lists and scalars with every interpolation resolved, and one error for each value that has none.
 

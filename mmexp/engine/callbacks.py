@@ -138,23 +138,33 @@ class MetricsLog(Callback):
 
 
 class MovedCheck(Callback):
-    """After the first step with a learning rate, asserts that exactly what the policy opens has moved; then it leaves.
+    """After the first steps with a learning rate, asserts that exactly what the policy opens has moved; then it leaves.
 
-    It has to be the last callback: the Trainer is going through its list while this one takes itself out.
+    It waits for media of every branch, since batches of one part or one modality may begin with text alone. It has to
+    be the last callback: the Trainer is going through its list while this one takes itself out.
     """
 
     _NUM_PROBES = 512
+    _PATIENCE = 50
+    """Steps without media after which it judges all the same."""
 
     def on_train_start(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
         self._before = _probes(pl_module, self._NUM_PROBES)
         self._had_lr = any(group["lr"] > 0 for group in trainer.optimizers[0].param_groups)
+        self._num_steps, self._media = 0, set[str]()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: TrainingModule, *args: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, trainer: Trainer, pl_module: TrainingModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._media |= batch.media.keys() if self._had_lr else set()
         if trainer.fit_loop._should_accumulate():
             return
         if self._had_lr and pl_module.num_skipped == 0:
-            self._compare(pl_module)
-            trainer.callbacks.remove(self)  # type: ignore[attr-defined]
+            self._num_steps += 1
+            is_late = self._num_steps == self._PATIENCE or trainer.global_step == trainer.max_steps
+            if is_late or self._media >= pl_module.plan.inputs.keys():
+                self._compare(pl_module)
+                trainer.callbacks.remove(self)  # type: ignore[attr-defined]
         self._had_lr = any(group["lr"] > 0 for group in trainer.optimizers[0].param_groups)
 
     def _compare(self, module: TrainingModule) -> None:
@@ -164,7 +174,7 @@ class MovedCheck(Callback):
         wrongly = sorted(moved - trained)
         if wrongly:
             raise ConfigError(
-                f"{len(wrongly)} frozen tensors moved in the first step: {', '.join(wrongly[:4])}",
+                f"{len(wrongly)} frozen tensors moved: {', '.join(wrongly[:4])}",
                 expected="only what stage.policy opens",
                 where="stage.policy",
             )
@@ -173,12 +183,13 @@ class MovedCheck(Callback):
             names = {key for key, parameter in module.named_parameters() if id(parameter) in inside}
             if names and not names & moved:
                 raise ConfigError(
-                    f"{name} has {len(names)} trained tensors and none moved in the first step",
+                    f"{name} has {len(names)} trained tensors and none moved in {self._num_steps} steps",
                     expected="a gradient that reaches it",
                     where=f"stage.policy.{name}",
                     fix="check that the data holds what this part sees, and its learning rate",
                 )
-        log.info("after the first step: %d of %d trained tensors moved, no frozen one did", len(moved), len(trained))
+        found = f"{len(moved)} of {len(trained)} trained tensors moved, no frozen one did"
+        log.info("after %d steps: %s", self._num_steps, found)
 
 
 class Checkpoints(Callback):

@@ -72,6 +72,9 @@ def test_the_numbers_of_llava15() -> None:
     assert (tune.stage.lr, tune.stage.batch_size, tune.stage.epochs) == (2e-5, 128, 1)
     assert (align.processor.image_fit, tune.processor.image_fit) == ("crop", "pad")
     assert (align.template.name, tune.template.name) == ("plain", "vicuna_v1")
+    assert (align.processor.order, tune.processor.order, lora.processor.order) == ("shuffled", *["modality_length"] * 2)
+    twin = compose("train", ["recipe=llava15", "stage=llava15/instruct", "scale=shapes"]).cfg
+    assert twin.processor.order == "shuffled"
     assert align.stage.policy == {"encoder": "frozen", "connector": "full", "llm": "frozen"}
     assert tune.stage.policy == {"encoder": "frozen", "connector": "full", "llm": "full"}
     assert {(c.stage.warmup_ratio, c.stage.weight_decay, c.stage.grad_clip) for c in (align, tune)} == {

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import pytest
 import torch
 from lightning import LightningModule, Trainer
 
 from mmexp.contracts import Sample, Text, Turn
-from mmexp.data import Collator, MultimodalDataModule
+from mmexp.data import Collator, MultimodalDataModule, OrderSettings, RunOrder, build_order
+from mmexp.data.mixture import Mixture, Part
 from mmexp.errors import CheckpointError, DataError
 from tests.data.samples import Samples, make_processor, make_sample, mixed
 
@@ -81,6 +83,61 @@ def test_resume_with_other_data_is_refused_by_name(changes, name):
         make_module(**changes).load_state_dict(make_module().state_dict())
 
 
+def order_of(data, **settings) -> RunOrder:
+    return build_order(data, make_processor(), OrderSettings(seed=5, micro_batch_size=3, **settings))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda data: order_of(data, order="length"), "processor.order is length, the checkpoint has shuffled"),
+        (lambda data: order_of(data, is_packed=True), "processor.row is packed of 60 tokens"),
+        (lambda data: order_of(data, is_packed=True, packing_window=7), "windows of 7 samples"),
+    ],
+)
+def test_resume_in_another_order_is_refused_both_ways(make, message):
+    usual, other = make_module(), make_module(order=make(mixed(11)))
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        other.load_state_dict(usual.state_dict())
+    with pytest.raises(CheckpointError, match=r"processor\."):
+        usual.load_state_dict(other.state_dict())
+    again = make_module(order=make(mixed(11)))
+    again.load_state_dict(other.state_dict())
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes():
+    state = make_module().state_dict()
+    for name in ("num_positions", "num_tokens", "dropped_by_dataset"):
+        del state[name]
+    assert "processor.order" not in state["identity"]
+    make_module().load_state_dict(state)
+
+
+def test_another_mixture_is_refused_by_name():
+    def module(weight):
+        data = Mixture([Part("a", mixed(5), weight), Part("b", mixed(6))])
+        return make_module(data, order=order_of(data))
+
+    with pytest.raises(CheckpointError, match=r"data\.parts is a: 5 rows .*weight 2; b: 6 rows"):
+        module(2.0).load_state_dict(module(1.0).state_dict())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_padding_waste_goes_on_after_a_resume(num_workers):
+    data = make_module(num_workers=num_workers)
+    data.collator = Collator(pad_id=0, row="padded")
+    batches = list(data.train_dataloader())
+    for batch in batches:
+        data.advance(batch)
+    positions = sum(batch.input_ids.numel() for batch in batches)
+    assert data.padding_waste == pytest.approx(1 - sum(batch.num_tokens for batch in batches) / positions)
+    assert 0 < data.padding_waste < 1
+    again = make_module()
+    assert again.padding_waste == 0
+    again.load_state_dict(data.state_dict())
+    assert again.padding_waste == data.padding_waste
+
+
 def test_longer_run_may_resume():
     data = make_module(num_micro_batches=20)
     data.load_state_dict({**make_module().state_dict(), "position": 12})
@@ -110,3 +167,4 @@ def test_too_long_samples_are_counted_in_the_state():
         data.advance(batch)
     assert data.state_dict()["dropped"] == {"too_long": 6}
     assert data.state_dict()["num_seen"] == 36
+    assert data.state_dict()["dropped_by_dataset"] == {"demo": {"too_long": 6}}
