@@ -33,7 +33,7 @@ class Columns:
     image: str | None = None
     """A path, encoded bytes, {bytes, path}, a picture, or a list of these."""
     text: str | None = None
-    """A caption; of a list the first one."""
+    """A caption; of a list the first one, and all of them are `targets` in `Sample.meta`."""
     question: str | None = None
     answer: str | None = None
     """A text, or a list of which the most frequent one is learnt."""
@@ -97,7 +97,7 @@ def sample_of(
     used = [name for field in fields(columns) if (name := getattr(columns, field.name))]
     meta = {key: value for key, value in row.items() if key not in used}
     found = row.get(columns.id) if columns.id else None
-    name = f"row-{number}" if found is None else str(found)
+    name = f"row-{number}" if found is None or found == "" else str(found)
     media = [Medium(source=source) for source in sources]
     if kind in ("conversations", "messages"):
         made = _from_row(kind, row[getattr(columns, kind)], sources, number)
@@ -111,7 +111,9 @@ def sample_of(
         meta |= {"answers": value} if isinstance(value, list) else {}
     else:
         value = row.get(columns.text or "")
-        caption = words({"text": value[0] if isinstance(value, list) and value else value}, "text")
+        captions = value if isinstance(value, list) and value else [value]
+        caption, *_ = [words({"text": text}, "text") for text in captions]
+        meta |= {"targets": value} if isinstance(value, list) else {}
         turns = exchange(prompt_for(prompts, number), caption, *media)
     return Sample(id=name, turns=turns, meta=meta)
 

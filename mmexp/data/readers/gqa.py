@@ -18,6 +18,8 @@ from mmexp.data.sources import Row, iterate_members
 class GqaConfig(RowsConfig):
     """GQA's question files: an object of question id to `question`, `answer`, `imageId`.
 
+    The structural type of a question (verify, query, choose, ...) is `type` in `Sample.meta`.
+
     Source: https://cs.stanford.edu/people/dorarad/gqa (downloads).
     """
 
@@ -37,4 +39,7 @@ class GqaConfig(RowsConfig):
         image = picture(named_image(self.image_name, row, "imageId"))
         answer = words(row, "fullAnswer" if self.full_answer else "answer")
         turns = exchange(words(row, "question") + self.suffix, answer, image)
-        return Sample(id=row_id(row, number), turns=turns, meta=others(row, "id", "question"))
+        kinds = row.get("types")
+        kind = kinds.get("structural") if isinstance(kinds, dict) else None
+        meta = {"type": kind, **others(row, "id", "question")}
+        return Sample(id=row_id(row, number), turns=turns, meta=meta)

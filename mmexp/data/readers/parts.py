@@ -126,6 +126,11 @@ def exchange(question: str | tuple[Part, ...], answer: str | tuple[Part, ...], *
     return Turn(role="user", parts=(*media, *asked)), Turn(role="assistant", parts=said)
 
 
+def is_key(value: Any) -> bool:
+    """Whether a value can name something: a number or a text, as ids are."""
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
 def others(row: dict[str, Any], *own: str) -> dict[str, Any]:
     """Every field of the row but those that became turns."""
     return {key: value for key, value in row.items() if key not in own}

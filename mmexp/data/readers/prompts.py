@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from mmexp.data.readers.parts import is_key
 from mmexp.errors import DataError
 
 BRIEF_PROMPTS = (
@@ -32,6 +33,7 @@ SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """Source: Improved Baselines with Visual Instruction Tuning, section 3.2 (response format prompting)."""
 OPTION_LETTER = "\nAnswer with the option's letter from the given choices directly."
 """Source: as `SHORT_ANSWER`, table of response formatting prompts."""
+_FULL_SCORE = 3
 
 
 def prompt_for(prompts: tuple[str, ...], number: int) -> str:
@@ -44,14 +46,32 @@ def named_image(pattern: str, row: dict[str, Any], key: str) -> str:
     value = row.get(key)
     if value is None:
         raise DataError(f"no `{key}`", expected=f"a value for {pattern}")
+    return fill(pattern, {key: value})
+
+
+def fill(pattern: str, values: dict[str, Any]) -> str:
+    """A file name by a pattern and what stands in the row. Raises DataError when they do not fit."""
     try:
-        return pattern.format(**{key: value})
-    except (KeyError, IndexError, ValueError) as error:
+        if odd := next((key for key, value in values.items() if not is_key(value)), None):
+            raise TypeError(f"`{odd}` is neither a number nor a text")
+        return pattern.format(**values)
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        found = ", ".join(f"`{key}` is {repr(value)[:60]}" for key, value in values.items())
         raise DataError(
-            f"`{key}` is {value!r}, which does not fit {pattern!r} ({error})",
-            expected=f"a pattern of {{{key}}}",
+            f"{found}, which does not fit {pattern!r} ({error})",
+            expected="a pattern of " + ", ".join(f"{{{key}}}" for key in values),
             fix="set data.image_name",
         ) from error
+
+
+def accepted(answers: Any, learnt: str) -> list[str]:
+    """The answers that count as right: the learnt one first, then every other one that three people gave.
+
+    Source: Antol et al. 2015, section 3: an answer scores in full when at least three annotators gave it.
+    """
+    texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
+    counts = Counter(text for text in texts if isinstance(text, str) and text != learnt)
+    return [learnt, *(text for text, count in counts.items() if count >= _FULL_SCORE)]
 
 
 def most_common(answers: list[Any]) -> str:

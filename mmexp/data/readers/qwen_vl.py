@@ -49,7 +49,7 @@ class QwenVlJsonConfig(RowsConfig):
         for turn in turns:
             if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
                 raise DataError(f"a turn is {repr(turn)[:80]}", expected="{from: user | assistant, value: text}")
-            if turn.get("from") not in _ROLES:
+            if not isinstance(turn.get("from"), str) or turn["from"] not in _ROLES:
                 raise DataError(f"a turn from {turn.get('from')!r}", expected="user, assistant or system")
             role = _ROLES[turn["from"]]
             parts = tuple(_parts(turn["value"], num_media, role))

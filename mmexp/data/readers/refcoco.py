@@ -1,21 +1,22 @@
-"""Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg as flat rows, and the way there from the published pickle."""
+"""Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg as flat rows, or as the published pickle."""
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mmexp.contracts import Region, Sample, Text, Turn
 from mmexp.data.files import SteadyFile
-from mmexp.data.readers.parts import as_share, exchange, others, picture
+from mmexp.data.readers.parts import as_share, exchange, is_key, others, picture
 from mmexp.data.readers.prompts import named_image
 from mmexp.data.readers.rows import RowsConfig, row_id
 from mmexp.data.sources import Row, as_file, iterate_rows, iterate_under
 from mmexp.errors import DataError
+
+_LARGEST_BYTES = 1 << 30
+"""Largest pickle that is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class RefCocoConfig(RowsConfig):
     """Flat rows of `img_id`, `sents`, `bbox`, `height`, `width`; every sentence becomes a sample.
 
     The box is in `meta.box` as shares of the picture, and stands in the turns as a region, which the template writes.
+    `path` may also be the published `refs(...).p`; then `instances` names COCO's `instances.json`, and no code runs
+    from the pickle.
 
     Source: Vision-CAIR/MiniGPT-4 @ d94738a7 (layout); LLaVA-1.5 for the instructions.
     """
@@ -37,6 +40,10 @@ class RefCocoConfig(RowsConfig):
     """File of a picture under the image folder; an `image` in the row goes before it."""
     box_form: Literal["xywh", "xyxy"] = "xywh"
     """Pixels of `bbox`: corner and size, or two corners."""
+    instances: str | None = None
+    """COCO's `instances.json`, for boxes and picture sizes of a pickle; null for flat rows."""
+    split: str | None = None
+    """Only rows of this split (train, val, testA, testB, test); null for all."""
 
     def __post_init__(self) -> None:
         """Raises DataError for an instruction without its place."""
@@ -45,7 +52,14 @@ class RefCocoConfig(RowsConfig):
                 raise DataError(f"{getattr(self, key)!r}", expected=f"one {mark}", where=f"data.{key}")
 
     def read(self, file: SteadyFile) -> Iterator[Row]:
-        for row in iterate_rows(file):
+        pickled = is_pickle(file)
+        if self.instances and not pickled:
+            found = "data.instances is set, and the file is no pickle of refs"
+            raise DataError(found, expected="a refs(...).p", where=file.path, fix="data.instances=null for flat rows")
+        for row in flat_refs(file, self.instances) if pickled else iterate_rows(file):
+            given = row.value.get("split") if isinstance(row.value, dict) else None
+            if self.split is not None and given is not None and given != self.split:
+                continue
             sentences = row.value.get("sents") if isinstance(row.value, dict) else None
             if not isinstance(sentences, list) or not sentences:
                 sentences = [sentences]
@@ -56,6 +70,12 @@ class RefCocoConfig(RowsConfig):
                 yield row._replace(value=value)
 
     def parse(self, row: dict[str, Any], number: int) -> Sample:
+        if self.split is not None and row.get("split") is None:
+            fix = "data.split=null"
+            raise DataError("no `split` in the row", expected=f"it, because of data.split={self.split}", fix=fix)
+        if row.get("lacks"):
+            raise DataError(row["lacks"], expected="its picture and annotation in the instances file",
+                            fix="use the instances.json of these refs")  # fmt: skip
         if not isinstance(row.get("phrase"), str) or not row["phrase"].strip():
             raise DataError(f"a sentence is {row.get('phrase')!r}", expected="`sents`, a list of texts")
         phrase = row["phrase"].strip()
@@ -74,43 +94,58 @@ class RefCocoConfig(RowsConfig):
         return Sample(id=name, turns=turns, meta=meta)
 
 
-def convert_refs(refs: str, instances: str, out: str, split: str | None = None, limit_bytes: int = 1 << 30) -> int:
-    """Writes the published `refs(...).p` with COCO's `instances.json` as flat rows, and says how many.
+def flat_refs(file: SteadyFile, instances: str | None) -> Iterator[Row]:
+    """The rows of the published `refs(...).p`, made flat with COCO's `instances.json`.
 
     The pickle may hold lists, dictionaries, texts and numbers only: anything that would import is refused, so that no
-    code runs from it.
+    code runs from it. `Row.line` is the place in the list. A ref whose picture or box is not there has `lacks`.
 
     Args:
-        refs: The pickle.
-        instances: COCO's instances file, for boxes and picture sizes.
-        out: JSON file to write.
-        split: Only this split; None for all.
-        limit_bytes: Largest pickle that is read.
+        file: The pickle.
+        instances: COCO's instances file.
 
     Raises:
-        DataError: a file is missing or broken, the pickle asks for code, or an annotation is missing.
+        DataError: no instances file, a file is broken, or the pickle asks for code.
     """
-    source = as_file(instances, "the instances file")
-    boxes = {row.value["id"]: row.value["bbox"] for row in iterate_under(source, "annotations")}
-    images = {row.value["id"]: row.value for row in iterate_under(source, "images")}
-    rows = []
-    for ref in _load_refs(as_file(refs, "the refs file"), limit_bytes):
-        if split is not None and ref.get("split") != split:
-            continue
-        try:
-            image, box = images[ref["image_id"]], boxes[ref["ann_id"]]
-            sentences = [sentence["sent"] for sentence in ref["sentences"]]
-            rows.append(
-                {"ref_id": ref["ref_id"], "img_id": ref["image_id"], "sents": sentences, "bbox": box,
-                 "height": image["height"], "width": image["width"], "split": ref["split"]}
-            )  # fmt: skip
-        except (KeyError, TypeError) as error:
-            found = f"ref {ref.get('ref_id')!r}: {error} is not there"
-            raise DataError(found, expected=f"its picture and annotation in {instances}", where=refs) from error
-    if not rows:
-        raise DataError(f"no ref of split {split!r}", expected="train, val, testA, testB or test", where=refs)
-    Path(out).write_text(json.dumps(rows), encoding="utf-8")
-    return len(rows)
+    if not instances:
+        raise DataError(
+            "a pickle of refs without boxes and picture sizes",
+            expected="COCO's instances.json too",
+            where=file.path,
+            fix="data=refcoco data.path=REFS data.instances=instances.json",
+        )
+    source = as_file(instances, "the instances file (data.instances)")
+    boxes = {key: entry.get("bbox") for key, entry in _by_id(source, "annotations")}
+    sizes = {key: {side: entry.get(side) for side in ("height", "width")} for key, entry in _by_id(source, "images")}
+    for place, ref in enumerate(_load_refs(file)):
+        names = {key: ref.get(key) for key in ("ref_id", "image_id", "ann_id", "split")}
+        sentences = ref.get("sentences")
+        if isinstance(sentences, list):
+            sentences = [one.get("sent") if isinstance(one, dict) else one for one in sentences]
+        value = {**names, "img_id": names["image_id"], "sents": sentences}
+        if odd := next((key for key in names if not is_key(names[key])), None):
+            value["lacks"] = f"`{odd}` of a ref is {repr(names[odd])[:60]}"
+        elif missing := next(
+            (k for k, there in (("image_id", sizes), ("ann_id", boxes)) if names[k] not in there), None
+        ):
+            value["lacks"] = f"ref {names['ref_id']!r}: no {missing} {names[missing]!r} in {instances}"
+        if "lacks" not in value:
+            value |= {"bbox": boxes[names["ann_id"]], **sizes[names["image_id"]]}
+        yield Row(place + 1, 0, 0, value)
+
+
+def _by_id(file: SteadyFile, key: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    for row in iterate_under(file, key):
+        if not isinstance(row.value, dict) or not is_key(row.value.get("id")):
+            found, where = f"an entry of `{key}` is {repr(row.value)[:80]}", f"{file.path}:{row.line}"
+            raise DataError(found, expected="an object with `id`", where=where)
+        yield row.value["id"], row.value
+
+
+def is_pickle(file: SteadyFile) -> bool:
+    """Whether the file begins as pickles do."""
+    head = file.read(0, min(file.size, 3))
+    return head[:1] == b"\x80" or head == b"(lp"
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -121,11 +156,11 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to {pid!r} outside")
 
 
-def _load_refs(file: SteadyFile, limit_bytes: int) -> list[dict[str, Any]]:
+def _load_refs(file: SteadyFile) -> list[dict[str, Any]]:
     import io
 
-    if file.size > limit_bytes:
-        raise DataError(f"{file.size:,} bytes", expected=f"a pickle of at most {limit_bytes:,}", where=file.path)
+    if file.size > _LARGEST_BYTES:
+        raise DataError(f"{file.size:,} bytes", expected=f"a pickle of at most {_LARGEST_BYTES:,}", where=file.path)
     try:
         refs = _PlainUnpickler(io.BytesIO(file.read(0, file.size)), encoding="utf-8").load()
     except Exception as error:  # a broken pickle can raise anything

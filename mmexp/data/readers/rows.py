@@ -19,7 +19,8 @@ from mmexp.data.sources import Row, as_file, iterate_rows
 from mmexp.errors import DataError
 
 _SHOWN_ERRORS = 5
-_NOT_CONTENT = {"path", "image_root", "name", "prepare", "limit"}
+_NOT_CONTENT = {"path", "image_root", "name", "prepare", "limit", "annotations", "instances"}
+"""Settings by which the same samples may still be the same: where files are, and a second file joined into the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,7 @@ def length_hint(turns: Iterable[Turn]) -> int:
 def row_id(row: dict[str, Any], number: int, key: str = "id") -> str:
     """The row's own id, else its number."""
     found = row.get(key)
-    return f"row-{number}" if found is None else str(found)
+    return f"row-{number}" if found is None or found == "" else str(found)
 
 
 class Complaints:

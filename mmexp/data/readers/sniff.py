@@ -21,7 +21,7 @@ from mmexp.data.readers.messages import MessagesConfig
 from mmexp.data.readers.minigpt4 import MiniGpt4CaptionsConfig
 from mmexp.data.readers.pope import PopeConfig
 from mmexp.data.readers.qwen_vl import QwenVlJsonConfig
-from mmexp.data.readers.refcoco import RefCocoConfig
+from mmexp.data.readers.refcoco import RefCocoConfig, is_pickle
 from mmexp.data.readers.scienceqa import ScienceQaConfig
 from mmexp.data.readers.sharegpt import ShareGptConfig
 from mmexp.data.readers.tables import TableConfig
@@ -70,9 +70,8 @@ def sniff(path: str) -> Found:
         raise DataError(
             "a compressed file", expected="plain JSON, CSV, parquet or tar", where=path, fix="gunzip it first"
         )
-    if head[:1] == b"\x80" or head[:3] == b"(lp":
-        fix = "convert RefCOCO's refs with mmexp.data.readers.refcoco.convert_refs, which runs no code from it"
-        raise DataError("a pickle, which could run code", expected="JSON, CSV, parquet or tar", where=path, fix=fix)
+    if is_pickle(file):
+        return _refs(place)
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if first in (b"[", b"{"):
         return _json(file, first == b"[")
@@ -80,6 +79,20 @@ def sniff(path: str) -> Found:
     if "," in line and place.suffix.lower() == ".csv":
         return Found(ImageFolderConfig, "a CSV table", f"its header is {line[:60]}")
     raise _unknown(path, f"a file that begins with {line[:40]!r}", [])
+
+
+def _refs(pickle: Path) -> Found:
+    """RefCOCO's pickle, if COCO's boxes lie beside it as they are published. Raises DataError without them."""
+    instances = pickle.parent / "instances.json"
+    if instances.is_file():
+        reason = f"it is a pickle, with {instances.name} beside it"
+        return Found(RefCocoConfig, "RefCOCO refs", reason, (("instances", str(instances)),))
+    raise DataError(
+        "a pickle, which could run code",
+        expected="JSON, CSV, parquet or tar, or RefCOCO's refs with instances.json beside them",
+        where=str(pickle),
+        fix="data=refcoco data.path=REFS data.instances=instances.json, which runs no code from it",
+    )
 
 
 def _folder(folder: Path) -> Found:

@@ -9,7 +9,7 @@ from typing import Any
 from mmexp.contracts import Sample
 from mmexp.data.files import SteadyFile
 from mmexp.data.readers.parts import exchange, others, picture, words
-from mmexp.data.readers.prompts import SHORT_ANSWER, most_common, named_image
+from mmexp.data.readers.prompts import SHORT_ANSWER, accepted, most_common, named_image
 from mmexp.data.readers.rows import RowsConfig, row_id
 from mmexp.data.sources import Row, iterate_under
 from mmexp.errors import DataError
@@ -18,6 +18,8 @@ from mmexp.errors import DataError
 @dataclass(frozen=True, kw_only=True)
 class TextVqaConfig(RowsConfig):
     """TextVQA: the list `data` of `question`, `image_id` and ten `answers`, of which the most frequent one is learnt.
+
+    `Sample.meta` has all of them as `answers`, and as `targets` those that count as right (`prompts.accepted`).
 
     Source: https://textvqa.org/dataset.
     """
@@ -35,5 +37,7 @@ class TextVqaConfig(RowsConfig):
         if not isinstance(answers, list):
             raise DataError(f"`answers` is {repr(answers)[:60]}", expected="a list (the test split has none)")
         image = picture(named_image(self.image_name, row, "image_id"))
-        turns = exchange(words(row, "question") + self.suffix, most_common(answers), image)
-        return Sample(id=row_id(row, number, "question_id"), turns=turns, meta=others(row, "question_id", "question"))
+        answer = most_common(answers)
+        turns = exchange(words(row, "question") + self.suffix, answer, image)
+        meta = {**others(row, "question_id", "question"), "targets": accepted(answers, answer)}
+        return Sample(id=row_id(row, number, "question_id"), turns=turns, meta=meta)

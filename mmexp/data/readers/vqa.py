@@ -9,16 +9,21 @@ from typing import Any, ClassVar
 
 from mmexp.contracts import Sample
 from mmexp.data.files import SteadyFile
-from mmexp.data.readers.parts import exchange, picture, words
-from mmexp.data.readers.prompts import SHORT_ANSWER, named_image
+from mmexp.data.readers.parts import exchange, is_key, picture, words
+from mmexp.data.readers.prompts import SHORT_ANSWER, accepted, named_image
 from mmexp.data.readers.rows import RowsConfig, row_id
 from mmexp.data.sources import Row, as_file, iterate_under
 from mmexp.errors import DataError
+
+_TAKEN = "taken"
+"""Takes the place of answers whose question was read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VqaV2Config(RowsConfig):
     """VQAv2's two files joined by `question_id`; the answer is `multiple_choice_answer`, all ten stay in `Sample.meta`.
+
+    There `targets` are the answers that score in full (`prompts.accepted`): VQA accuracy itself needs the ten.
 
     Source: https://visualqa.org/vqa_v2_format (fields), LLaVA for the question's end.
     """
@@ -39,22 +44,30 @@ class VqaV2Config(RowsConfig):
         answers, source = {}, as_file(self.annotations, "the annotations file (data.annotations)")
         for row in iterate_under(source, "annotations"):
             entry = row.value if isinstance(row.value, dict) else {}
-            if "question_id" not in entry:
-                raise DataError(
-                    f"{repr(row.value)[:80]}", expected="a `question_id`", where=f"{source.path}:{row.line}"
-                )
-            answers[entry.pop("question_id")] = _slim(entry)
+            where = f"{source.path}:{row.line}"
+            if not is_key(entry.get("question_id")):
+                raise DataError(f"{repr(row.value)[:80]}", expected="a `question_id`", where=where)
+            question = entry.pop("question_id")
+            if question in answers:
+                raise DataError(f"the answers to question {question!r} twice", expected="one entry", where=where)
+            answers[question] = _slim(entry)
         for row in iterate_under(file, "questions"):
-            if isinstance(row.value, dict):
-                row.value.update({"annotation": answers.pop(row.value.get("question_id"), None)})
+            question = row.value.get("question_id") if isinstance(row.value, dict) else None
+            if is_key(question):
+                row.value["annotation"] = answers.get(question)
+                if question in answers:
+                    answers[question] = _TAKEN
             yield row
-        if answers:
-            found = f"{len(answers)} answers without a question, the first to question {next(iter(answers))!r}"
+        left = [question for question, annotation in answers.items() if annotation is not _TAKEN]
+        if left:
+            found = f"{len(left)} answers without a question, the first to question {left[0]!r}"
             raise DataError(
                 found, expected=f"the answers of {file.path}", where=source.path, fix="use two files of one split"
             )
 
     def parse(self, row: dict[str, Any], number: int) -> Sample:
+        if row.get("annotation") == _TAKEN:
+            raise DataError(f"question {row.get('question_id')!r} twice", expected="every question once")
         if not isinstance(row.get("annotation"), dict):
             found = f"no answer to question {row.get('question_id')!r}"
             raise DataError(found, expected="an entry of the annotations file", fix="use two files of one split")
@@ -64,9 +77,12 @@ class VqaV2Config(RowsConfig):
                 f"picture {image_id!r}, and {answer['image_id']!r} in the annotations", expected="one picture"
             )
         image = picture(named_image(self.image_name, row, "image_id"))
-        turns = exchange(words(row, "question") + self.suffix, words(answer, "multiple_choice_answer"), image)
-        meta = {"image_id": image_id, "answers": answer.get("answers"), "type": answer.get("answer_type")}
-        meta["question_type"] = answer.get("question_type")
+        learnt, given = words(answer, "multiple_choice_answer"), answer.get("answers")
+        if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+            raise DataError(f"`answers` is {repr(given)[:60]}", expected="a list of {answer: text}")
+        turns = exchange(words(row, "question") + self.suffix, learnt, image)
+        meta = {"image_id": image_id, "answers": given, "targets": accepted(given, learnt)}
+        meta |= {"type": answer.get("answer_type"), "question_type": answer.get("question_type")}
         return Sample(id=row_id(row, number, "question_id"), turns=turns, meta=meta)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections import Counter
 
 import pytest
 
 from mmexp.data import (
+    AutoConfig,
     CocoCaptionsConfig,
     GqaConfig,
     LavisCaptionsConfig,
@@ -20,9 +22,10 @@ from mmexp.data import (
     TextVqaConfig,
     VqaV2Config,
 )  # fmt: skip
-from mmexp.data.readers.prompts import BRIEF_PROMPTS, DETAILED_PROMPTS, SHORT_ANSWER
-from mmexp.data.readers.refcoco import convert_refs
+from mmexp.data.readers.prompts import BRIEF_PROMPTS, DETAILED_PROMPTS, SHORT_ANSWER, accepted
 from mmexp.errors import DataError
+from mmexp.evaluation import CaptionConfig
+from mmexp.evaluation.base import targets
 from tests.data.readers.make import complaint, everything, flat, write
 from tests.shared_data import shared
 
@@ -40,6 +43,24 @@ def test_real_captions():
     used = Counter(sample.turns[0].text for sample in samples)
     assert len(used) == len(BRIEF_PROMPTS)
     assert max(used.values()) < 2 * min(used.values())
+
+
+def test_real_captions_of_a_picture_are_its_references():
+    path = shared("annotations", "captions.json")
+    source = json.loads(path.read_text())
+    data = CocoCaptionsConfig(path=str(path), image_root=str(path.parents[1]), per="picture").build()
+    expected: dict[int, list[str]] = {}
+    for row in source["annotations"]:
+        expected.setdefault(row["image_id"], []).append(row["caption"])
+    assert [(int(sample.id), list(targets(sample))) for sample in everything(data)] == list(expected.items())
+    assert all(sample.turns[1].text == sample.meta["targets"][0] for sample in everything(data))
+    graded = CaptionConfig(splits={}).grade(everything(data), [sample.turns[1].text for sample in everything(data)])
+    assert graded.metrics["bleu_4"] == pytest.approx(1.0)
+
+
+def test_answers_that_three_people_gave_count():
+    assert accepted(["a", "b", "b", "b", {"answer": "c"}, "c"], "a") == ["a", "b"]
+    assert accepted([], "a") == ["a"]
 
 
 def test_real_minigpt4():
@@ -70,6 +91,9 @@ def test_real_vqa():
         assert sample.turns[0].text.endswith(SHORT_ANSWER)
         assert sample.meta["answers"] == [answer["answer"] for answer in row["answers"]]
         assert sample.meta["type"] == row["answer_type"]
+        assert targets(sample)[0] == row["multiple_choice_answer"]
+        votes = Counter(sample.meta["answers"])
+        assert {text for text in votes if votes[text] >= 3} <= set(targets(sample)) <= {*votes, targets(sample)[0]}
 
 
 @pytest.mark.parametrize("kind", ["random", "popular", "adversarial"])
@@ -88,7 +112,7 @@ def test_lavis(tmp_path):
     captions = [{"image": "a.jpg", "caption": "one", "image_id": 3}, {"image": "a.jpg", "caption": ["two", "three"]}]
     first, second = everything(LavisCaptionsConfig(path=str(write(tmp_path, captions)), prompts=("Say.",)).build())
     assert flat(first) == [("user", tmp_path / "a.jpg", "\nSay."), ("assistant", "one")]
-    assert second.meta == {"captions": ["two", "three"]}
+    assert second.meta == {"captions": ["two", "three"], "targets": ["two", "three"]}
     rows = [{"image": "a.jpg", "question": "q?", "question_id": 9, "answer": ["b", "a", "a"]}]
     (sample,) = everything(LavisVqaConfig(path=str(write(tmp_path, rows, "v.json"))).build())
     assert (sample.id, sample.turns[1].text, sample.meta["answers"]) == ("9", "a", ["b", "a", "a"])
@@ -164,40 +188,52 @@ def test_refcoco(tmp_path):
         RefCocoConfig(path=path, locate_prompt="where?")
 
 
-def coco(tmp_path, refs):
-    instances = {
-        "images": [{"id": 5, "height": 200, "width": 400, "file_name": "x.jpg"}],
-        "annotations": [{"id": 11, "image_id": 5, "bbox": [100, 50, 200, 100]}],
-    }
-    (tmp_path / "refs.p").write_bytes(refs if isinstance(refs, bytes) else pickle.dumps(refs, protocol=2))
-    return str(tmp_path / "refs.p"), str(write(tmp_path, instances, "instances.json")), str(tmp_path / "flat.json")
-
-
-def test_refs_pickle_becomes_flat_rows(tmp_path):
-    ref = {
+REFS = [
+    {
         "ref_id": 1,
         "ann_id": 11,
         "image_id": 5,
         "split": "testA",
-        "sentences": [{"sent": "left one", "raw": "Left one."}],
+        "sentences": [{"sent": "left one", "raw": "Left one."}, {"sent": "left", "raw": "left"}],
     }
-    places = coco(tmp_path, [ref, {**ref, "ref_id": 2, "split": "val"}])
-    assert convert_refs(*places) == 2
-    assert convert_refs(*places, split="testA") == 1
-    sample = RefCocoConfig(path=places[2]).build()[0]
-    assert sample.meta["box"] == [0.25, 0.25, 0.75, 0.75]
-    with pytest.raises(DataError, match="no ref of split 'train'"):
-        convert_refs(*places, split="train")
-    with pytest.raises(DataError, match="ref 3"):
-        convert_refs(*coco(tmp_path, [{**ref, "ref_id": 3, "ann_id": 12}]))
+]
+INSTANCES = {
+    "images": [{"id": 5, "height": 200, "width": 400, "file_name": "x.jpg"}],
+    "annotations": [{"id": 11, "image_id": 5, "bbox": [100, 50, 200, 100]}],
+}
+
+
+def refs(tmp_path, content, instances=INSTANCES, **options):
+    path = write(tmp_path, content if isinstance(content, bytes) else pickle.dumps(content, protocol=2), "refs(unc).p")
+    return RefCocoConfig(path=str(path), instances=str(write(tmp_path, instances, "instances.json")), **options)
+
+
+def test_refs_pickle_is_read_with_its_instances(tmp_path):
+    both = [*REFS, {**REFS[0], "ref_id": 2, "split": "val"}]
+    assert [sample.id for sample in everything(refs(tmp_path, both).build())] == ["1-0", "1-1", "2-0", "2-1"]
+    data = refs(tmp_path, both, split="testA").build()
+    assert [sample.meta["phrase"] for sample in everything(data)] == ["left one", "left"]
+    assert flat(data[0])[1] == ("assistant", ("", 0, (0.25, 0.25, 0.75, 0.75)))
+    assert flat(data[0])[0][1] == tmp_path / "COCO_train2014_000000000005.jpg"
+    assert flat(pickle.loads(pickle.dumps(data))[1]) == flat(data[1])
+    assert "no row" in complaint(refs(tmp_path, both, split="train"))
+    assert len(AutoConfig(path=data._path).build()) == 4
+    for protocol in (0, 4):
+        data = refs(tmp_path, pickle.dumps(both, protocol)).build()
+        assert [sample.meta["split"] for sample in everything(data)] == ["testA", "testA", "val", "val"]
+
+
+def test_where_the_instances_file_lies_is_no_other_data(tmp_path):
+    there = refs(tmp_path / "elsewhere", REFS)
+    assert there.build().fingerprint == refs(tmp_path, REFS).build().fingerprint
+    other = {**INSTANCES, "annotations": [{"id": 11, "image_id": 5, "bbox": [100, 50, 200, 101]}]}
+    assert there.build().fingerprint != refs(tmp_path, REFS, other).build().fingerprint
 
 
 def test_refs_as_python_2_wrote_them(tmp_path):
     sentence = b"]}U\x04sentU\x06caf\xc3\xa9 sa"
     fields = b"U\x06ref_idK\x01U\x06ann_idK\x0bU\x08image_idK\x05U\x05splitU\x03valU\x09sentences" + sentence
-    places = coco(tmp_path, b"\x80\x02]}(" + fields + b"ua.")
-    assert convert_refs(*places) == 1
-    assert RefCocoConfig(path=places[2]).build()[0].meta["phrase"] == "caf\u00e9"
+    assert refs(tmp_path, b"\x80\x02]}(" + fields + b"ua.").build()[0].meta["phrase"] == "caf\u00e9"
 
 
 class Payload:
@@ -210,17 +246,45 @@ class Payload:
 
 def test_a_hostile_refs_pickle_runs_nothing(tmp_path):
     marker = tmp_path / "marker"
-    refs = pickle.dumps([Payload(str(marker))])
-    with pytest.raises(DataError, match=r"asks for .*open"):
-        convert_refs(*coco(tmp_path, refs))
+    hostile = pickle.dumps([Payload(str(marker))])
+    assert re.search("asks for .*open", complaint(refs(tmp_path, hostile)))
     assert not marker.exists()
-    pickle.loads(refs)[0].close()
+    pickle.loads(hostile)[0].close()
     assert marker.exists()
-    for broken in (b"", b"\x80\x02garbage", pickle.dumps({"a": 1}), pickle.dumps([1])):
-        with pytest.raises(DataError):
-            convert_refs(*coco(tmp_path, broken))
 
 
+@pytest.mark.parametrize(
+    ("content", "instances", "message"),
+    [
+        (b"\x80\x02garbage", INSTANCES, "the pickle cannot be read safely"),
+        ({"a": 1}, INSTANCES, "a dict\n  expected: a list of refs"),
+        ([1], INSTANCES, "a list of refs"),
+        ([{**REFS[0], "ann_id": 12}], INSTANCES, "row 0 (line 1, id 'row-0'): ref 1: no ann_id 12 in "),
+        ([{**REFS[0], "image_id": 6}], INSTANCES, "ref 1: no image_id 6 in "),
+        ([{**REFS[0], "ref_id": (1,)}], INSTANCES, "`ref_id` of a ref is (1,)"),
+        ([{**REFS[0], "ref_id": b"x"}], INSTANCES, "it asks for _codecs.encode"),
+        ([{**REFS[0], "sentences": 3}], INSTANCES, "a sentence is 3"),
+        (REFS, {"images": [], "annotations": [{"bbox": [1, 2, 3, 4]}]}, "an entry of `annotations` is {'bbox'"),
+        (REFS, {"images": []}, "expected: `annotations`"),
+        (REFS, {**INSTANCES, "images": [{"id": 5}]}, "a picture of None x None"),
+        (json.dumps([REF]).encode(), INSTANCES, "data.instances is set, and the file is no pickle"),
+    ],
+)
+def test_broken_refs(tmp_path, content, instances, message):
+    content = json.loads(json.dumps(content)) if isinstance(content, dict) else content
+    found = complaint(refs(tmp_path, content, instances))
+    assert message in found.replace(str(tmp_path), ""), found
+
+
+def test_a_pickle_needs_its_instances(tmp_path):
+    path = str(write(tmp_path, pickle.dumps(REFS), "refs.p"))
+    assert "data.instances=instances.json" in complaint(RefCocoConfig(path=path))
+    assert "data.instances=instances.json" in complaint(AutoConfig(path=path))
+    flat_rows = str(write(tmp_path, [REF]))
+    assert "no `split` in the row" in complaint(RefCocoConfig(path=flat_rows, split="val"))
+
+
+PROBLEM = {"question": "q", "choices": ["a", "b"], "answer": 1, "split": "train"}
 VQA = {"questions": [{"question_id": 1, "image_id": 5, "question": "q?"}]}
 ANSWER = {"question_id": 1, "image_id": 5, "multiple_choice_answer": "a", "answers": []}
 
@@ -243,6 +307,18 @@ ANSWER = {"question_id": 1, "image_id": 5, "multiple_choice_answer": "a", "answe
         (CocoCaptionsConfig, {"images": [{"id": 2, "file_name": "a"}] * 2, "annotations": []}, "the image id 2 twice"),
         (CocoCaptionsConfig, {"images": [], "annotations": []}, "no row"),
         (CocoCaptionsConfig, {"images": []}, "expected: `annotations`"),
+        (CocoCaptionsConfig, {"images": [], "annotations": [{"image_id": [2], "caption": "x"}]}, "`image_id` [2]"),
+        (
+            GqaConfig,
+            {"1": {"question": "q", "imageId": ["x"], "answer": "a"}},
+            "`imageId` is ['x'], which does not fit",
+        ),
+        (ScienceQaConfig, {"1": {**PROBLEM, "hint": 3}}, "`hint` is 3"),
+        (ScienceQaConfig, {"1": {**PROBLEM, "answer": True}}, "`answer` is True"),
+        (ScienceQaConfig, {"1": {**PROBLEM, "choices": ["a", 2]}}, "`choices` is ['a', 2]"),
+        (ScienceQaConfig, {"1": {**PROBLEM, "split": None}}, "`split` is None"),
+        (ScienceQaConfig, {"1": {**PROBLEM, "image": ["a"]}}, "which does not fit '{split}/{id}/{image}'"),
+        (LavisCaptionsConfig, [{"image": "a", "caption": ["x", 3]}], "`caption` is 3"),
         (MiniGpt4CaptionsConfig, {"annotations": [{"caption": "x"}]}, "no `image_id`"),
         (MiniGpt4CaptionsConfig, {"annotations": [{"image_id": "../x", "caption": "x"}]}, "leaves the image folder"),
         (LavisCaptionsConfig, [{"image": "a", "caption": []}], "`caption` is []"),
@@ -283,6 +359,11 @@ def test_broken_rows(tmp_path, config, content, message):
         (VQA, {"annotations": [{**ANSWER, "image_id": 6}]}, "picture 5, and 6 in the annotations"),
         (VQA, {"annotations": [{**ANSWER, "multiple_choice_answer": ""}]}, "`multiple_choice_answer` is empty"),
         (VQA, {"annotations": [3]}, "a `question_id`"),
+        (VQA, {"annotations": [{**ANSWER, "question_id": [1]}]}, "a `question_id`"),
+        (VQA, {"annotations": [ANSWER, ANSWER]}, "the answers to question 1 twice"),
+        (VQA, {"annotations": [{**ANSWER, "answers": "a"}]}, "`answers` is 'a'"),
+        (VQA, {"annotations": [{**ANSWER, "answers": [{"text": "a"}]}]}, "`answers` is [None]"),
+        ({"questions": VQA["questions"] * 2}, {"annotations": [ANSWER]}, "question 1 twice"),
         (VQA, {"questions": []}, "`annotations`"),
         (VQA, None, "data.annotations"),
     ],

@@ -42,6 +42,11 @@ def test_usual_columns(tmp_path, row, turns):
     assert flat(sample) == turns
 
 
+def test_captions_in_a_list_are_references(tmp_path):
+    (sample,) = everything(table(tmp_path, [{"image": b"x", "captions": ["c", "d"]}]))
+    assert (sample.turns[1].text, sample.meta) == ("c", {"targets": ["c", "d"]})
+
+
 def test_named_columns_and_paths(tmp_path):
     columns = Columns(image="photo", text="alt", id="key")
     (sample,) = everything(
@@ -60,6 +65,7 @@ def test_named_columns_and_paths(tmp_path):
         ({"image": 3, "text": "c"}, {}, "a picture is 3"),
         ({"image": {"path": "/a"}, "text": "c"}, {}, "row 0: the image path '/a' is absolute"),
         ({"image": b"x", "text": ""}, {}, "`text` is empty"),
+        ({"image": b"x", "captions": ["c", 3]}, {}, "`text` is 3"),
         ({"image": b"x", "question": "q", "answer": None}, {}, "`answer` is None"),
         ({"images": [], "conversations": TALK}, {}, "1 <image> in the human turns and 0"),
         ({"images": [b"x"], "texts": [3]}, {}, "a pair is 3"),
