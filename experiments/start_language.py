@@ -20,11 +20,11 @@ from random import Random
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from word_grid import exchange
+from word_grid import SHARES, exchange
 
 from mmexp.config import check, compose, conf_dir, registered_targets
 from mmexp.shapes import Scene, draw_scene
-from mmexp.shapes.rows import SHARES, align_row, conversation, talk
+from mmexp.shapes.rows import align_row, conversation, talk
 from mmexp.shapes.scenes import TEXT
 
 WIDTH, HEADS, LAYERS, HIDDEN = 128, 4, 4, 352

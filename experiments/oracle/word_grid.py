@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmexp.contracts import EncoderSpec, Medium, Sample, Text, Turn
 from mmexp.shapes import Scene, draw_scene
-from mmexp.shapes.rows import SHARES, talk
+from mmexp.shapes.rows import talk
 from mmexp.shapes.scenes import TEXT, Thing
 from mmexp.shapes.talk import box_turns, question_turns
 
@@ -32,6 +32,8 @@ MOST_WORDS = 8
 """Words of one patch: size, colour, two of a name such as `digit 8`, and four edges."""
 LEAST_COVER = 0.22
 """Share of a patch that a thing's box has to cover to be shown by it."""
+SHARES = {"questions": 50, "boxes": 24, "caption": 10, "detail": 6, "chat": 10}
+"""Of the conversations that are neither plain nor about questions or boxes alone, the share of each kind in percent."""
 PLAIN = (
     ("Hello!", "Hello! You can ask me about a picture."),
     ("Hi, who are you?", "I am a small language model that knows about coloured shapes."),

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mmexp.contracts import Dataset, Medium, Region, Sample, Text
+from mmexp.data.shards import write_manifest
+from mmexp.data.tarindex import open_shard
 from mmexp.errors import DataError
 from mmexp.prompt import describe, load_image
 
@@ -50,7 +52,7 @@ def to_llava(dataset: Dataset, out: Path, write_region: WriteRegion) -> Path:
 
 
 def to_webdataset(dataset: Dataset, out: Path, write_region: WriteRegion, shard_rows: int = 1000) -> Path:
-    """Writes `00000.tar`, ... and `manifest.json` (rows, bytes and SHA-256 of each shard) below the new folder `out`.
+    """Writes `00000.tar`, ... and `manifest.json` (rows and SHA-256 of each) below the new folder `out`.
 
     A sample is `<number>.json` (a LLaVA row) with its picture as `<number>.jpg`, several as `<number>.0.jpg`, ...
 
@@ -61,19 +63,14 @@ def to_webdataset(dataset: Dataset, out: Path, write_region: WriteRegion, shard_
         raise DataError(f"{shard_rows} rows in a shard", expected="at least 1", where="shard_rows")
     out.parent.mkdir(parents=True, exist_ok=True)
     _make_new(out)
-    shards = []
+    paths = []
     rows = _samples(dataset)
     for number in range((len(dataset) + shard_rows - 1) // shard_rows):
-        path = out / f"{number:05d}.tar"
-        count = 0
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for count, sample in zip(range(1, shard_rows + 1), rows, strict=False):
-                _add_sample(tar, f"{number * shard_rows + count - 1:09d}", sample, write_region)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        shards.append({"file": path.name, "rows": count, "bytes": path.stat().st_size, "sha256": digest})
-    manifest = {"rows": len(dataset), "shards": shards}
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        paths.append(out / f"{number:05d}.tar")
+        with tarfile.open(paths[-1], "w", format=tarfile.USTAR_FORMAT) as tar:
+            for place, sample in zip(range(shard_rows), rows, strict=False):
+                _add_sample(tar, f"{number * shard_rows + place:09d}", sample, write_region)
+    write_manifest([open_shard(path) for path in paths])
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class SteadyFile:
             raise _changed(self.path, f"{len(found)} of {length} bytes at byte {start}")
         return found
 
-    def chunks(self, start: int = 0, end: int | None = None, size: int = 1 << 22):  # noqa: ANN201  (Iterator[bytes])
+    def chunks(self, start: int = 0, end: int | None = None, size: int = 1 << 22) -> Iterator[bytes]:
         """The bytes from `start` to `end` in pieces of `size`."""
         end = self.size if end is None else end
         while start < end:

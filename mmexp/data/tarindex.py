@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmexp.data.files import SteadyFile
-from mmexp.data.sources import FrozenRows, PackedRows
+from mmexp.data.rowstore import FrozenRows, PackedRows
 from mmexp.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ TALKS: dict[str, Callable[[Scene, Random], list[Turn]]] = {
 }
 """Per kind of conversation how to hold it."""
 
-SHARES = {"questions": 50, "boxes": 24, "caption": 10, "detail": 6, "chat": 10}
+SHARES = {"questions": 48, "boxes": 20, "caption": 18, "detail": 6, "chat": 8}
 """Share of each kind among the conversations about pictures, in percent."""
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmexp.contracts import Medium, Region, Sample, Text, Turn
-from mmexp.data import LlavaJsonConfig
+from mmexp.data import LlavaJsonConfig, TarsConfig
 from mmexp.data.convert import to_llava, to_webdataset
 from mmexp.errors import DataError
 from tests.data.samples import Samples
@@ -60,15 +60,17 @@ def test_llava_json_reads_back(rows: Samples, tmp_path: Path) -> None:
 
 def test_shards_have_a_manifest_that_is_right(rows: Samples, tmp_path: Path) -> None:
     out = to_webdataset(rows, tmp_path / "tars", write_region, shard_rows=2)
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert [(shard["file"], shard["rows"]) for shard in manifest["shards"]] == [("00000.tar", 2), ("00001.tar", 1)]
-    for shard in manifest["shards"]:
-        data = (out / shard["file"]).read_bytes()
-        assert (shard["bytes"], shard["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    shards = json.loads((out / "manifest.json").read_text())["shards"]
+    assert {name: shard["rows"] for name, shard in shards.items()} == {"00000.tar": 2, "00001.tar": 1}
+    for name, shard in shards.items():
+        assert shard["sha256"] == hashlib.sha256((out / name).read_bytes()).hexdigest()
     with tarfile.open(out / "00000.tar") as tar:
         assert tar.getnames() == [
             "000000000.jpg", "000000000.json", "000000001.0.jpg", "000000001.1.png", "000000001.json",
         ]  # fmt: skip
+    again = TarsConfig(path=str(out)).build()
+    assert [again[index].turns[-1].text for index in range(3)] == ["yes \u00e9"] * 3
+    assert [len(again[index].turns[1].media) for index in range(3)] == [1, 2, 0]
 
 
 def test_a_picture_that_cannot_be_read_ends_the_conversion(rows: Samples, tmp_path: Path) -> None:

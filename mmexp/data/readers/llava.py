@@ -26,6 +26,9 @@ class LlavaJsonConfig(RowsConfig):
 
     def parse(self, row: dict[str, Any], number: int) -> Sample:
         _check_row(row, number)
+        return self.reread(row, number)
+
+    def reread(self, row: dict[str, Any], number: int) -> Sample:
         turns = _turns(row, _images(row))
         return Sample(id=row_id(row, number), turns=turns, meta=others(row, "id", "image", "conversations"))
 
@@ -55,8 +58,11 @@ def _check_row(row: dict[str, Any], number: int) -> int:
     roles: list[Role] = []
     num_words = 0
     for turn in turns:
-        roles.append(_role(turn))
-        num_words += len(turn["value"].split())
+        try:
+            num_words += len(turn["value"].split())
+            roles.append(_ROLES[turn["from"]])
+        except (KeyError, TypeError, AttributeError):
+            raise _turn_error(turn) from None
     used = _used(roles)
     check_order([roles[index] for index in used])
     marks = sum(turns[index]["value"].count(PLACEHOLDER) for index in used if roles[index] == "user")
@@ -65,15 +71,11 @@ def _check_row(row: dict[str, Any], number: int) -> int:
     return max(1, num_words) if images else -max(1, num_words)
 
 
-def _role(turn: Any) -> Role:
-    """Who speaks. Raises DataError when that is unknown, or what is said is no text."""
+def _turn_error(turn: Any) -> DataError:
+    """What is wrong with a turn: its shape, or who speaks."""
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-        raise DataError(f"a turn is {repr(turn)[:80]}", expected="{from: human | gpt | system, value: text}")
-    speaker = turn.get("from")
-    role = _ROLES.get(speaker) if isinstance(speaker, str) else None
-    if role is None:
-        raise DataError(f"a turn from {speaker!r}", expected="human, gpt or system")
-    return role
+        return DataError(f"a turn is {repr(turn)[:80]}", expected="{from: human | gpt | system, value: text}")
+    return DataError(f"a turn from {turn.get('from')!r}", expected="human, gpt or system")
 
 
 def _used(roles: list[Role]) -> list[int]:

@@ -11,10 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmexp.contracts import Dataset, Medium, Part, Preparable, Sample, Turn
+from mmexp.contracts import Dataset, Medium, Part, Preparable, Region, Sample, Text, Turn
 from mmexp.data.files import SteadyFile
 from mmexp.data.readers.parts import PixelRegion, inside
-from mmexp.data.sources import FileRows, PackedRows, Row, Rows, as_file, iterate_rows, member
+from mmexp.data.rowstore import FileRows, PackedRows, Rows, member
+from mmexp.data.sources import Row, as_file, iterate_rows
 from mmexp.errors import DataError
 
 _SHOWN_ERRORS = 5
@@ -52,6 +53,10 @@ class RowsConfig(ABC):
     def check(self, row: dict[str, Any], number: int) -> int:
         """The length hint of a row (see `contracts.Hinted`). Raises DataError as `parse`."""
         return length_hint(self.parse(row, number).turns)
+
+    def reread(self, row: dict[str, Any], number: int) -> Sample:
+        """As `parse`, for a row that passed `check` before."""
+        return self.parse(row, number)
 
     def read(self, file: SteadyFile) -> Iterator[Row]:
         """The rows of the file."""
@@ -108,7 +113,7 @@ class RowDataset(Dataset):
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
         index = index % len(self)
-        sample = self._reader.parse(row, index)
+        sample = self._reader.reread(row, index)
         where = f"{self._path}: row {index} (id {sample.id!r})"
         return replace(sample, dataset=self.name, turns=_resolved(sample.turns, self._root, where))
 
@@ -206,6 +211,9 @@ def _resolved(turns: tuple[Turn, ...], root: str, where: str) -> tuple[Turn, ...
     media: list[Any] = []
     result = []
     for turn in turns:
+        if all(type(part) is Text or type(part) is Region for part in turn.parts):
+            result.append(turn)
+            continue
         parts: list[Part] = []
         for part in turn.parts:
             if isinstance(part, Medium):

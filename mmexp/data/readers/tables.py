@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ _NUMBERED = re.compile(r"[-_.]?\d+(?:-of-\d+)?(?:-[0-9a-f]{8,})?$")
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:
-    """A parquet file, a folder of them, or a folder of `datasets.save_to_disk`; needs `pip install datasets`.
+    """A parquet file, a folder of them, or a folder of `datasets.save_to_disk`; needs the extra `tables`.
 
     Pictures stay encoded; paths in the table are relative to `image_root`.
     """
@@ -116,9 +117,9 @@ def _open(path: Path, split: str | None) -> Any:
     if not files and not is_saved:
         raise DataError("no parquet file and no saved dataset in this folder", expected="one of them", where=str(path))
     try:
-        import datasets  # type: ignore[import-not-found]  # optional
+        datasets: Any = import_module("datasets")  # optional, so nothing here may need it to be imported
     except ImportError as error:
-        fix = "pip install datasets, or convert the table to JSONL or webdataset tars"
+        fix = "pip install 'mmexp[tables]', or convert the table to JSONL or webdataset tars"
         raise DataError("the package `datasets` is not installed", expected="it, to read this table",
                         where=str(path), fix=fix) from error  # fmt: skip
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from sys import intern
 from typing import Any, ClassVar
 
 from mmexp.contracts import Sample
@@ -73,5 +74,6 @@ def _slim(entry: dict[str, Any]) -> dict[str, Any]:
     """The annotation with plain texts for answers: ten dictionaries a question would not fit into memory."""
     answers = entry.get("answers")
     if isinstance(answers, list):
-        entry["answers"] = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
+        texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
+        entry["answers"] = [intern(text) if isinstance(text, str) else text for text in texts]
     return entry

@@ -10,7 +10,7 @@ import pytest
 
 from mmexp import data as readers
 from mmexp.data import AutoConfig
-from mmexp.data.readers.auto import sniff
+from mmexp.data.readers.sniff import sniff
 from mmexp.errors import DataError
 from tests.data.readers.make import caption_tar, everything, write
 from tests.data.readers.test_captions_and_questions import REF
@@ -94,7 +94,8 @@ def test_real_files(file, config, count):
     path = shared(*file.split("/"))
     found = sniff(str(path))
     assert found.reader is getattr(readers, config)
-    data = AutoConfig(path=str(path), image_root=str(path.parents[1])).build()
+    image_name = "images/coco_{image_id:012d}.jpg" if config == "VqaV2Config" else None
+    data = AutoConfig(path=str(path), image_root=str(path.parents[1]), image_name=image_name).build()
     assert len(data) == (count or len(data)) > 0
 
 

@@ -192,6 +192,14 @@ def test_refs_pickle_becomes_flat_rows(tmp_path):
         convert_refs(*coco(tmp_path, [{**ref, "ref_id": 3, "ann_id": 12}]))
 
 
+def test_refs_as_python_2_wrote_them(tmp_path):
+    sentence = b"]}U\x04sentU\x06caf\xc3\xa9 sa"
+    fields = b"U\x06ref_idK\x01U\x06ann_idK\x0bU\x08image_idK\x05U\x05splitU\x03valU\x09sentences" + sentence
+    places = coco(tmp_path, b"\x80\x02]}(" + fields + b"ua.")
+    assert convert_refs(*places) == 1
+    assert RefCocoConfig(path=places[2]).build()[0].meta["phrase"] == "caf\u00e9"
+
+
 class Payload:
     def __init__(self, marker):
         self.marker = marker

@@ -84,7 +84,7 @@ def test_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     found = complaint(TableConfig(path=str(write(tmp_path, b"PAR1", "a.parquet"))))
     assert "the package `datasets` is not installed" in found
-    assert "pip install datasets" in found
+    assert "pip install 'mmexp[tables]'" in found
 
 
 def test_splits_are_never_mixed(tmp_path):
