@@ -24,10 +24,11 @@ from mmexp.data import (
 )
 from mmexp.engine import checkpoint
 from mmexp.engine.bad_samples import BadSamples
-from mmexp.engine.callbacks import Checkpoints, Interrupted, MetricsLog, MovedCheck
+from mmexp.engine.callbacks import Checkpoints, Interrupted, MetricsLog
 from mmexp.engine.chain import save_weights
 from mmexp.engine.manifest import RunDir
 from mmexp.engine.module import Recipe, TrainingModule
+from mmexp.engine.moved import MovedCheck
 from mmexp.engine.order_log import OrderLog
 from mmexp.engine.progress import TrainingProgress
 from mmexp.errors import ConfigError
@@ -142,7 +143,7 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
     if resume:
         log.info("continuing from %s", resume.name)
     trainer = job.trainer.build(
-        job.run.path, num_steps, job.accumulate, [*_callbacks(job, on_start), bad_samples], _loggers(job)
+        job.run.path, num_steps, job.accumulate, [bad_samples, *_callbacks(job, on_start)], _loggers(job)
     )
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
@@ -153,19 +154,23 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
         job.run.update_manifest(status="failed", step=trainer.global_step)
         raise
     if trainer.is_global_zero:
-        save_weights(module.parts(), job.policy, module.changed, job.run)
-        job.run.update_manifest(
-            status="trained",
-            step=trainer.global_step,
-            parts=[vars(part) for part in module.table()],
-            train_s=round(time.monotonic() - started, 1),
-            peak_memory_mb=peak_memory_mb(),
-            num_skipped_steps=module.num_skipped,
-            padding_waste=round(datamodule.padding_waste, 4),
-            dropped=datamodule.drop_counts.state()["dropped_by_dataset"],
-        )
-        log.info("%.1f %% of all positions were padding", 100 * datamodule.padding_waste)
+        _finish(job, module, datamodule, step=trainer.global_step, train_s=round(time.monotonic() - started, 1))
     return module.eval()
+
+
+def _finish(job: StageJob, module: TrainingModule, datamodule: MultimodalDataModule, **facts: Any) -> None:
+    """Weights and figures of a run that has ended well."""
+    save_weights(module.parts(), job.policy, module.changed, job.run)
+    job.run.update_manifest(
+        status="trained",
+        **facts,
+        parts=[vars(part) for part in module.table()],
+        peak_memory_mb=peak_memory_mb(),
+        num_skipped_steps=module.num_skipped,
+        padding_waste=round(datamodule.padding_waste, 4),
+        dropped=datamodule.drop_counts.state()["dropped_by_dataset"],
+    )
+    log.info("%.1f %% of all positions were padding", 100 * datamodule.padding_waste)
 
 
 def peak_memory_mb() -> float:

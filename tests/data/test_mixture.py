@@ -44,9 +44,9 @@ def test_nested_nodes_are_built():
 @pytest.mark.parametrize(
     ("broken", "where", "message"),
     [
-        (node(a={"data": reader(lmit=3)}), "data.parts.a.data.lmit", "no such setting"),
+        (node(a={"data": reader(limits=3)}), "data.parts.a.data.limits", "no such setting"),
         (node(a={"data": reader(limit="3")}), "data.parts.a.data.limit", "'3' is text"),
-        (node(a={"data": reader(), "wieght": 1}), "data.parts.a.wieght", "PartConfig has no such setting"),
+        (node(a={"data": reader(), "weights": 1}), "data.parts.a.weights", "PartConfig has no such setting"),
         (node(a={"weight": 1}), "data.parts.a.data", "not given"),
         (node(a={"data": reader(), "weight": "much"}), "data.parts.a.weight", "'much' is text"),
         (node(a={"data": reader(), "weight": 0}), "data.parts.a.weight", "expected: a number above 0"),
@@ -73,8 +73,8 @@ def test_a_mistake_stands_at_its_config_path(broken, where, message):
 
 def test_mistakes_of_several_parts_come_together():
     with pytest.raises(ConfigError) as error:
-        instantiate(node(a={"data": reader(lmit=3)}, b={"data": reader(), "subset": "x"}), "data", TARGETS)
-    assert [each.where for each in error.value.errors] == ["data.parts.a.data.lmit", "data.parts.b.subset"]
+        instantiate(node(a={"data": reader(limits=3)}, b={"data": reader(), "subset": "x"}), "data", TARGETS)
+    assert [each.where for each in error.value.errors] == ["data.parts.a.data.limits", "data.parts.b.subset"]
 
 
 def test_parts_are_added_on_the_command_line():

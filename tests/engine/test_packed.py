@@ -98,3 +98,20 @@ def test_dropped_samples_are_counted_by_part(make_job: Make, tmp_path: Any) -> N
     assert job.run.manifest()["dropped"] == {"odd": {"too_long": 1}}
     lines = [json.loads(line) for line in (job.run.path / "data_order.jsonl").read_text().splitlines()]
     assert [line["dropped"] for line in lines if "dropped" in line] == [{"too_long": ["odd/3"]}]
+
+
+def test_a_run_may_begin_with_text_alone(make_job: Make, tmp_path: Any) -> None:
+    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "yes"}]
+    (tmp_path / "text.json").write_text(json.dumps([{"id": str(n), "conversations": talk} for n in range(12)]))
+    pictures = make_job().data
+    parts = {
+        "text": PartConfig(data=type(pictures)(path=str(tmp_path / "text.json"))),
+        "all": PartConfig(data=pictures),
+    }
+    job = make_job("mixed", data=MixtureConfig(parts=parts, homogeneous=True), log_ids=True, max_steps=8, seed=1)
+    run(job)
+    lines = (job.run.path / "data_order.jsonl").read_text().splitlines()
+    batches = [{name.split("/")[0] for name in json.loads(line)["ids"]} for line in lines]
+    assert batches[0] == batches[1] == batches[2] == {"text"}, "another seed, if the order was changed on purpose"
+    assert {"all"} in batches
+    assert job.run.manifest()["status"] == "trained"
