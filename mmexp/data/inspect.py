@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mmexp.contracts import Dataset, Medium, Sample, Text
 from mmexp.errors import DataError
-from mmexp.prompt import Processor, TooLongError, load_image
+from mmexp.prompt import BadMediaError, Processor, TooLongError, load_image
 
 Severity = Literal["error", "warning"]
 KINDS: Mapping[str, tuple[Severity, str]] = {
@@ -154,6 +154,8 @@ def _look(dataset: Dataset, index: int, processor: Processor) -> _Row | Problem:
             problems.append(_problem("cut", sample, f"{layout.num_dropped_turns} of {len(sample.turns)} turns"))
         if not supervised:
             problems.append(_problem("no_supervision", sample, "0 supervised tokens"))
+    except BadMediaError:
+        pass  # told above already; with boxes, the length of a row depends on its pictures
     except TooLongError as error:
         problems.append(_problem("too_long", sample, error.found))
     except DataError as error:
