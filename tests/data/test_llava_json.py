@@ -110,6 +110,8 @@ def test_prepare_runs_first(tmp_path):
         ([row(conversations=row()["conversations"][1:])], "no human turn"),
         (["text"], "a row of type str"),
         ([row(image="/etc/passwd")], "is absolute"),
+        ([row("<video>q", image=None, video="a.mp4")], "`video` is 'a.mp4'"),
+        ([row("q", image=None, images=["a.png"])], "`images` is ['a.png']"),
         ([row(image="https://x/a.png")], "is an address"),
         ([row(image="../a.png")], "leaves the image folder"),
         ([row(image="a\0.png")], "NUL"),

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmexp.contracts import Role, Sample, Text, Turn
-from mmexp.data.readers.parts import PLACEHOLDER, check_marks, others, pictures, split_marks, words
+from mmexp.data.readers.parts import (
+    PLACEHOLDER,
+    check_marks,
+    others,
+    pictures_of,
+    refuse_unread,
+    split_marks,
+    system_of,
+    words,
+)
 from mmexp.data.readers.rows import RowsConfig, row_id
-from mmexp.data.readers.sharegpt import refuse_other_media
 from mmexp.errors import DataError
 
 _OWN = ("id", "instruction", "input", "output", "query", "response", "history", "system", "images", "image")
@@ -22,7 +30,7 @@ class InstructionsConfig(RowsConfig):
     """
 
     def parse(self, row: dict[str, Any], number: int) -> Sample:
-        refuse_other_media(row)
+        refuse_unread(row)
         if "instruction" in row:
             extra = row.get("input")
             question, answer = words(row, "instruction"), words(row, "output")
@@ -30,11 +38,11 @@ class InstructionsConfig(RowsConfig):
         else:
             question, answer = words(row, "query"), words(row, "response")
         pairs = [*_history(row.get("history")), (question, answer)]
-        media = pictures(row.get("images", row.get("image")), "images")
+        media = pictures_of(row)
         check_marks(sum(asked.count(PLACEHOLDER) for asked, _ in pairs), len(media), "images")
         remaining, turns = iter(media), []
-        if isinstance(row.get("system"), str) and row["system"]:
-            turns.append(Turn(role="system", parts=(Text(text=row["system"]),)))
+        if system := system_of(row, is_said=False):
+            turns.append(Turn(role="system", parts=(Text(text=system),)))
         for asked, said in pairs:
             turns += [_turn("user", split_marks(asked, remaining)), _turn("assistant", (Text(text=said),))]
         return Sample(id=row_id(row, number), turns=tuple(turns), meta=others(row, *_OWN))

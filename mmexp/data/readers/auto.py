@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmexp.contracts import Dataset
+from mmexp.data.readers.parts import check_limit
 from mmexp.data.readers.sniff import sniff
 from mmexp.errors import DataError
 
@@ -26,6 +27,10 @@ class AutoConfig:
     """Only the first so many rows."""
     image_name: str | None = None
     """File of a picture under the image folder, for formats that only have its id; null for the format's own."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a limit below 1."""
+        check_limit(self.limit)
 
     def build(self) -> Dataset:
         """Tells the format, then reads with its reader.

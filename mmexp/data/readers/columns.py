@@ -100,8 +100,7 @@ def sample_of(
     name = f"row-{number}" if found is None or found == "" else str(found)
     media = [Medium(source=source) for source in sources]
     if kind in ("conversations", "messages"):
-        made = _from_row(kind, row[getattr(columns, kind)], sources, number)
-        return replace(made, id=name, meta={**meta, **made.meta})
+        return replace(_from_row(kind, row[getattr(columns, kind)], sources, number, meta), id=name)
     if kind == "texts":
         turns = _from_texts(row[columns.texts or ""], media)
     elif kind == "question":
@@ -132,12 +131,14 @@ def with_sources(sample: Sample, sources: Sequence[Any]) -> Sample:
     return replace(sample, turns=tuple(turns))
 
 
-def _from_row(kind: str, value: Any, sources: Sequence[Any], number: int) -> Sample:
+def _from_row(kind: str, value: Any, sources: Sequence[Any], number: int, beside: dict[str, Any]) -> Sample:
+    """Turns by the reader of their format, which also sees the other columns (`objects`, `system`, `tools`, ...)."""
     names = [str(place) for place in range(len(sources))] or None
     if kind == "conversations":
-        row = {"image": names, "conversations": value}
+        row = {**beside, "image": names, "conversations": value}
         return with_sources(LlavaJsonConfig(path="").parse(row, number), sources)
-    return with_sources(MessagesConfig(path="").parse({"images": names, "messages": value}, number), sources)
+    row = {**beside, "images": names, "messages": value}
+    return with_sources(MessagesConfig(path="").parse(row, number), sources)
 
 
 def _from_texts(value: Any, media: Sequence[Medium]) -> tuple[Any, ...]:

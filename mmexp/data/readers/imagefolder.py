@@ -14,7 +14,7 @@ from mmexp.data.files import SteadyFile
 from mmexp.data.jsontext import not_utf8
 from mmexp.data.readers.columns import Columns, sample_of
 from mmexp.data.readers.prompts import BRIEF_PROMPTS
-from mmexp.data.readers.rows import RowDataset, RowsConfig
+from mmexp.data.readers.rows import Complaints, RowDataset, RowsConfig
 from mmexp.data.sources import Row, iterate_rows
 from mmexp.errors import DataError
 
@@ -38,16 +38,16 @@ class ImageFolderConfig(RowsConfig):
     suffix: str = ""
     """Stands behind every question."""
 
-    def build(self) -> RowDataset:
+    def open_rows(self) -> tuple[RowDataset, Complaints]:
         folder = Path(self.path).expanduser()
         if not folder.is_dir():
-            return super().build()
+            return super().open_rows()
         found = [folder / name for name in METADATA if (folder / name).is_file()]
         if len(found) != 1:
             names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
             what = "two metadata files" if found else f"no metadata file, but {names}"
             raise DataError(what, expected=f"one of {', '.join(METADATA)}", where=str(folder))
-        return replace(self, path=str(found[0]), name=self.name or folder.name).build()
+        return replace(self, path=str(found[0]), name=self.name or folder.name).open_rows()
 
     def read(self, file: SteadyFile) -> Iterator[Row]:
         return _csv_rows(file) if file.path.lower().endswith(".csv") else iterate_rows(file)

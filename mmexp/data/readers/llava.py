@@ -6,13 +6,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmexp.contracts import Medium, Role, Sample, Text, Turn
-from mmexp.data.readers.parts import PLACEHOLDER, check_marks, check_order, check_path, others, split_marks
+from mmexp.data.readers.parts import (
+    PLACEHOLDER,
+    check_marks,
+    check_order,
+    check_path,
+    others,
+    refuse_unread,
+    split_marks,
+)
 from mmexp.data.readers.rows import RowsConfig, row_id
 from mmexp.errors import DataError
 
 _ROLES: dict[str, Role] = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"
 }  # fmt: skip
+
+_UNREAD = frozenset({"images", "video", "videos", "audio", "audios", "chosen", "rejected"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +65,8 @@ def _check_row(row: dict[str, Any], number: int) -> int:
     if not isinstance(turns, list) or not turns:
         found = "missing" if "conversations" not in row else repr(turns)[:60]
         raise DataError(f"`conversations` is {found}", expected="a list of {from, value} turns")
+    if not _UNREAD.isdisjoint(row):
+        refuse_unread(row, _UNREAD)
     roles: list[Role] = []
     num_words = 0
     for turn in turns:

@@ -1,18 +1,23 @@
-"""The pieces of turns that formats share: image paths, marks in a text, the order of speakers, boxes, questions."""
+"""The pieces of turns that formats share: image paths, marks in a text, the order of speakers, questions."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmexp.contracts import Box, Medium, Part, Region, Role, Text, Turn
-from mmexp.errors import DataError
+from mmexp.contracts import Medium, Part, Role, Text, Turn
+from mmexp.errors import ConfigError, DataError
 
 PLACEHOLDER = "<image>"
+_NO_MEDIA, _NO_PAIRS = "pictures and text only", "one answer to learn, not pairs to compare"
+_UNREAD = {
+    **dict.fromkeys(("videos", "video", "audios", "audio"), _NO_MEDIA),
+    **dict.fromkeys(("chosen", "rejected", "rejected_response"), _NO_PAIRS),
+}
+"""Fields of conversations that cannot be passed over, and what is expected instead."""
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_/ ,=()-]*(?:\.[A-Za-z0-9_/ ,=()-]+)*")
 
@@ -34,6 +39,54 @@ def pictures(value: Any, key: str) -> list[Medium]:
     if not isinstance(value, str):
         raise DataError(f"`{key}` is {repr(value)[:80]}", expected="a path or a list of paths")
     return [picture(value, key)]
+
+
+def pictures_of(row: dict[str, Any]) -> list[Medium]:
+    """Pictures of a row under `images` or `image`. Raises DataError when both are given, or as `pictures`."""
+    plural, single = row.get("images"), row.get("image")
+    if plural and single and plural not in (single, [single]):
+        found = f"`images` is {repr(plural)[:60]} and `image` is {repr(single)[:60]}"
+        raise DataError(found, expected="one of them", fix="put all pictures into `images`")
+    return pictures(plural, "images") if plural is not None or single is None else pictures(single, "image")
+
+
+def system_of(row: dict[str, Any], is_said: bool) -> str:
+    """The text of the field `system`, empty without one.
+
+    Args:
+        row: Of conversations that may begin with a system turn of their own.
+        is_said: Whether they do.
+
+    Raises:
+        DataError: it is no text, or there are two.
+    """
+    found = row.get("system")
+    if found is None or found == "":
+        return ""
+    if not isinstance(found, str):
+        raise DataError(f"`system` is {repr(found)[:60]}", expected="a text")
+    if is_said:
+        raise DataError("a field `system` and a system turn", expected="one of them", fix="join the two texts")
+    return found
+
+
+def refuse_unread(row: dict[str, Any], more: Iterable[str] = ()) -> None:
+    """Raises DataError for a row with media or answers that no reader takes, so that they cannot be lost.
+
+    Args:
+        row: Of conversations.
+        more: Further fields that this format does not read.
+    """
+    for key in sorted(row.keys() & {*_UNREAD, *more}):
+        if row[key]:
+            expected = _UNREAD.get(key, "a field that this format has")
+            raise DataError(f"`{key}` is {repr(row[key])[:60]}", expected=expected, fix="leave such rows out")
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises ConfigError for a number of rows below 1."""
+    if limit is not None and limit < 1:
+        raise ConfigError(f"{limit}", expected="at least 1, or null for all rows", where="data.limit")
 
 
 def check_path(image: str) -> None:
@@ -134,68 +187,3 @@ def is_key(value: Any) -> bool:
 def others(row: dict[str, Any], *own: str) -> dict[str, Any]:
     """Every field of the row but those that became turns."""
     return {key: value for key, value in row.items() if key not in own}
-
-
-def as_share(box: Any, width: Any, height: Any, form: str = "xyxy") -> Box:
-    """A pixel box as shares of its picture; what sticks out by rounding is cut.
-
-    Args:
-        box: Four numbers.
-        width: Of the picture, in pixels.
-        height: Of the picture, in pixels.
-        form: `xyxy` for corners, `xywh` for corner and size.
-
-    Raises:
-        DataError: no four numbers, an empty box, or one that lies outside of the picture by more than a pixel.
-    """
-    if not isinstance(box, list | tuple) or len(box) != 4 or not all(_is_number(side) for side in box):
-        raise DataError(f"a box is {repr(box)[:60]}", expected="four numbers")
-    if not (_is_number(width) and _is_number(height) and width > 0 and height > 0):
-        raise DataError(f"a picture of {width!r} x {height!r}", expected="`width` and `height` in pixels")
-    left, top, right, bottom = box if form == "xyxy" else (box[0], box[1], box[0] + box[2], box[1] + box[3])
-    slack = 1.0 if max(width, height) > 1 else 1e-3
-    fits = -slack <= left < right <= width + slack and -slack <= top < bottom <= height + slack
-    if not fits:
-        raise DataError(
-            f"the box {list(box)} in a picture of {width} x {height}",
-            expected="left < right and top < bottom, inside of the picture",
-            fix=f"are the boxes really {form}, and of this picture size?",
-        )
-    shares = (left / width, top / height, right / width, bottom / height)
-    return tuple(min(1.0, max(0.0, share)) for share in shares)  # type: ignore[return-value]  # four of them
-
-
-@dataclass(frozen=True, kw_only=True)
-class PixelRegion(Region):
-    """Boxes in pixels of a picture whose size is not known before it is opened."""
-
-    def as_shares(self, source: Any, where: str) -> Region:
-        """The same boxes as shares, by the upright size of the picture.
-
-        Raises:
-            DataError: the picture cannot be opened, or a box lies outside of it.
-        """
-        width, height = _upright_size(source, where)
-        try:
-            boxes = tuple(as_share(box, width, height) for box in self.boxes)
-        except DataError as error:
-            raise DataError(error.found, expected=error.expected, where=where, fix=error.fix) from error
-        return Region(boxes=boxes, phrase=self.phrase, medium=self.medium)
-
-
-def _upright_size(source: Any, where: str) -> tuple[int, int]:
-    """Width and height from the header, turned as EXIF says."""
-    import io
-
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5
-            return (image.height, image.width) if turned else image.size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"the size of the picture cannot be read ({error})", where=where) from error
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

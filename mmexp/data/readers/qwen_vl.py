@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmexp.contracts import Medium, Part, Region, Role, Sample, Text, Turn
-from mmexp.data.readers.parts import as_share, check_order, others, picture
+from mmexp.data.readers.parts import check_order, others, picture, refuse_unread
+from mmexp.data.readers.regions import as_share
 from mmexp.data.readers.rows import RowsConfig, row_id
 from mmexp.errors import DataError
 
@@ -44,6 +45,7 @@ class QwenVlJsonConfig(RowsConfig):
         turns = row.get("conversations")
         if not isinstance(turns, list) or not turns:
             raise DataError(f"`conversations` is {repr(turns)[:60]}", expected="a list of {from, value} turns")
+        refuse_unread(row, ("image", "images"))
         made: list[Turn] = []
         num_media = 0
         for turn in turns:

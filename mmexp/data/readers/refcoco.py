@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from mmexp.contracts import Region, Sample, Text, Turn
 from mmexp.data.files import SteadyFile
-from mmexp.data.readers.parts import as_share, exchange, is_key, others, picture
+from mmexp.data.readers.parts import exchange, is_key, others, picture
 from mmexp.data.readers.prompts import named_image
+from mmexp.data.readers.regions import as_share
 from mmexp.data.readers.rows import RowsConfig, row_id
 from mmexp.data.sources import Row, as_file, iterate_rows, iterate_under
 from mmexp.errors import DataError

@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmexp.contracts import Dataset, Medium, Part, Preparable, Region, Sample, Text, Turn
+from mmexp.contracts import Dataset, Medium, Part, Preparable, Sample, Turn
 from mmexp.data.files import SteadyFile
-from mmexp.data.readers.parts import PixelRegion, inside
+from mmexp.data.readers.parts import check_limit, inside
+from mmexp.data.readers.regions import with_shares
 from mmexp.data.rowstore import FileRows, PackedRows, Rows, member
 from mmexp.data.sources import Row, as_file, iterate_rows
 from mmexp.errors import DataError
@@ -43,6 +44,10 @@ class RowsConfig(ABC):
     limit: int | None = None
     """Only the first so many rows."""
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a limit below 1."""
+        check_limit(self.limit)
+
     @abstractmethod
     def parse(self, row: dict[str, Any], number: int) -> Sample:
         """A row as turns, with image paths as they stand in the row.
@@ -69,7 +74,7 @@ class RowsConfig(ABC):
         Raises:
             DataError: the file is missing or broken, or rows are not as described (the first ones are listed).
         """
-        dataset, complaints = self._open()
+        dataset, complaints = self.open_rows()
         complaints.settle(complaints.num_rows)
         return dataset
 
@@ -79,10 +84,10 @@ class RowsConfig(ABC):
         Raises:
             DataError: the file is missing or broken as a whole.
         """
-        dataset, complaints = self._open()
+        dataset, complaints = self.open_rows()
         return dataset, complaints.errors
 
-    def _open(self) -> tuple[RowDataset, Complaints]:
+    def open_rows(self) -> tuple[RowDataset, Complaints]:
         """The rows that can be used, and what is wrong with the others."""
         if self.prepare is not None:
             self.prepare.prepare()
@@ -209,20 +214,15 @@ def _load(reader: RowsConfig, file: SteadyFile) -> tuple[Rows, Any, Complaints]:
 
 def _resolved(turns: tuple[Turn, ...], root: str, where: str) -> tuple[Turn, ...]:
     """The turns with image paths made absolute and pixel boxes made shares of their picture."""
-    media: list[Any] = []
     result = []
     for turn in turns:
-        if all(type(part) is Text or type(part) is Region for part in turn.parts):
-            result.append(turn)
-            continue
-        parts: list[Part] = []
-        for part in turn.parts:
-            if isinstance(part, Medium):
-                if isinstance(part.source, str):
-                    part = replace(part, source=inside(part.source, root, where))
-                media.append(part.source)
-            elif isinstance(part, PixelRegion):
-                part = part.as_shares(media[part.medium], where)
-            parts.append(part)
-        result.append(replace(turn, parts=tuple(parts)))
-    return tuple(result)
+        if any(isinstance(part, Medium) and isinstance(part.source, str) for part in turn.parts):
+            parts: list[Part] = [
+                replace(part, source=inside(part.source, root, where))
+                if isinstance(part, Medium) and isinstance(part.source, str)
+                else part
+                for part in turn.parts
+            ]
+            turn = replace(turn, parts=tuple(parts))
+        result.append(turn)
+    return with_shares(result, where)

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mmexp.contracts import Medium, Role, Sample, Text, Turn
-from mmexp.data.readers.parts import PLACEHOLDER, check_marks, check_order, others, pictures, split_marks
+from mmexp.data.readers.parts import (
+    PLACEHOLDER,
+    check_marks,
+    check_order,
+    others,
+    pictures_of,
+    refuse_unread,
+    split_marks,
+    system_of,
+)
 from mmexp.data.readers.rows import RowsConfig, row_id
 from mmexp.errors import DataError
 
@@ -32,14 +41,14 @@ class ShareGptConfig(RowsConfig):
         turns = row.get("conversations")
         if not isinstance(turns, list) or not turns:
             raise DataError(f"`conversations` is {repr(turns)[:60]}", expected="a list of {from, value} turns")
-        refuse_other_media(row)
+        refuse_unread(row)
         if row.get("tools") and self.tools == "refuse":
             raise _tool_error("`tools`")
         said = [self._speaker(turn) for turn in turns]
-        if isinstance(row.get("system"), str) and row["system"]:
-            said.insert(0, ("system", row["system"]))
+        if system := system_of(row, said[0][0] == "system"):
+            said.insert(0, ("system", system))
         check_order([role for role, _ in said])
-        media = pictures(row.get("images", row.get("image")), "images")
+        media = pictures_of(row)
         check_marks(sum(text.count(PLACEHOLDER) for role, text in said if role == "user"), len(media), "images")
         own = ("id", "conversations", "images", "image", "system")
         return Sample(id=row_id(row, number), turns=_turns(said, media), meta=others(row, *own))
@@ -66,15 +75,6 @@ def _turns(said: list[tuple[Role, str]], media: list[Medium]) -> tuple[Turn, ...
 def said_text(text: str) -> tuple[Text, ...]:
     """A text as parts; an empty one has none."""
     return (Text(text=text),) if text else ()
-
-
-def refuse_other_media(row: dict[str, Any]) -> None:
-    """Raises DataError for a row with videos or sounds, which no reader turns into media yet."""
-    for key in ("videos", "video", "audios", "audio"):
-        if row.get(key):
-            raise DataError(
-                f"`{key}` is {repr(row[key])[:60]}", expected="pictures and text only", fix="leave such rows out"
-            )
 
 
 def _tool_error(found: str) -> DataError:

@@ -14,8 +14,9 @@ from typing import Any
 
 from mmexp.contracts import Dataset, Medium, Sample
 from mmexp.data.readers.columns import Columns, sample_of
-from mmexp.data.readers.parts import inside
+from mmexp.data.readers.parts import check_limit, inside
 from mmexp.data.readers.prompts import BRIEF_PROMPTS
+from mmexp.data.readers.regions import with_shares
 from mmexp.errors import DataError
 
 _NUMBERED = re.compile(r"[-_.]?\d+(?:-of-\d+)?(?:-[0-9a-f]{8,})?$")
@@ -43,6 +44,10 @@ class TableConfig:
     """Stands behind every question."""
     limit: int | None = None
     """Only the first so many rows."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a limit below 1."""
+        check_limit(self.limit)
 
     def build(self) -> TableDataset:
         """Opens the table (memory-mapped, so workers share it) and finds its columns.
@@ -90,7 +95,7 @@ class TableDataset(Dataset):
         except DataError as error:
             raise DataError(error.found, expected=error.expected, where=where, fix=error.fix) from error
         turns = [replace(turn, parts=tuple(self._placed(part, where) for part in turn.parts)) for turn in sample.turns]
-        return replace(sample, dataset=self.name, turns=tuple(turns))
+        return replace(sample, dataset=self.name, turns=with_shares(turns, where))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -16,8 +16,9 @@ from mmexp.data.jsontext import decode
 from mmexp.data.readers.columns import with_sources
 from mmexp.data.readers.llava import LlavaJsonConfig
 from mmexp.data.readers.messages import MessagesConfig
-from mmexp.data.readers.parts import exchange, others, words
+from mmexp.data.readers.parts import check_limit, exchange, others, words
 from mmexp.data.readers.prompts import BRIEF_PROMPTS, prompt_for
+from mmexp.data.readers.regions import with_shares
 from mmexp.data.shards import find_tars, read_manifest, require_counts
 from mmexp.data.tarindex import Shard, open_shard
 from mmexp.errors import DataError
@@ -47,6 +48,10 @@ class TarsConfig:
     """Up to this share of samples without picture or text is left out and counted; more is an error."""
     limit: int | None = None
     """Only the first so many samples."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a limit below 1."""
+        check_limit(self.limit)
 
     def build(self) -> TarDataset:
         """Looks up every member; samples are read when they are asked for.
@@ -119,8 +124,9 @@ class TarDataset(Dataset):
         if "conversations" in row or "messages" in row:
             reader = LlavaJsonConfig(path="") if "conversations" in row else MessagesConfig(path="")
             field = "image" if "conversations" in row else "images"
-            given = {"id": key, **row, field: [str(place) for place in range(len(names))] or None}
-            return with_sources(reader.parse(given, index), sources)
+            places = [str(place) for place in _named_order(row.get(field), key, names)]
+            sample = with_sources(reader.parse({"id": key, **row, field: places or None}, index), sources)
+            return replace(sample, turns=with_shares(sample.turns, f"{shard.file.path}: sample {key!r} (row {index})"))
         if caption is None:
             caption = words(row, self._reader.caption_key)
         turns = exchange(prompt_for(self._reader.prompts, index), caption, *[Medium(source=s) for s in sources])
@@ -148,9 +154,22 @@ def _text(shard: Shard, key: str, members: dict[str, list[int]]) -> tuple[dict[s
 
 
 def _pictures(members: dict[str, Any]) -> list[str]:
-    """The extensions that are pictures, in order: `jpg`, or `0.jpg`, `1.jpg`, ..."""
-    found = [name for name in members if name.rsplit(".", 1)[-1] in PICTURES]
-    return sorted(found, key=lambda name: (len(name), name))
+    """The extensions that are pictures, in order: `jpg`, or `0.jpg`, `1.webp`, ..., `10.jpg`."""
+    return sorted((name for name in members if name.rsplit(".", 1)[-1] in PICTURES), key=_place)
+
+
+def _place(name: str) -> tuple[int, str, str]:
+    """What orders the pictures of a sample: numbers by value, whatever kind of picture each one is."""
+    stem, _, kind = name.rpartition(".")
+    return (int(stem), "", kind) if stem.isascii() and stem.isdecimal() else (-1, stem, kind)
+
+
+def _named_order(named: Any, key: str, names: list[str]) -> list[int]:
+    """Places of the pictures in the order that the row gives, where it names exactly the members; else as they are."""
+    own = [f"{Path(key).name}.{name}" for name in names]
+    if isinstance(named, list) and sorted(map(str, named)) == sorted(own):
+        return [own.index(name) for name in named]
+    return list(range(len(names)))
 
 
 def _complete(shard: Shard) -> Any:

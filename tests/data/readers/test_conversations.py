@@ -48,6 +48,11 @@ def test_sharegpt_tools_as_text(tmp_path):
         ({"images": [3]}, "`images` is [3]"),
         ({"images": ["../a.jpg"]}, "leaves the image folder"),
         ({"videos": ["a.mp4"]}, "`videos` is ['a.mp4']"),
+        ({"image": "a.jpg", "images": ["b.jpg"]}, "`images` is ['b.jpg'] and `image` is 'a.jpg'"),
+        ({"image": "a.jpg", "images": None}, "0 <image> in the human turns and 1 in `images`"),
+        ({"system": ["s"]}, "`system` is ['s']"),
+        ({"system": "s", "conversations": [{"from": "system", "value": "t"}, *QA]}, "a field `system` and a system"),
+        ({"conversations": QA[:1], "chosen": QA[1], "rejected": QA[1]}, "`chosen` is"),
         ({"conversations": None}, "`conversations` is None"),
         ({"conversations": [{"from": "human"}]}, "a turn is {'from': 'human'}"),
         ({"conversations": [{"from": "bing", "value": ""}]}, "a turn from 'bing'"),
@@ -99,6 +104,38 @@ def test_messages_with_marks_and_loss(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("key", "value"), [("loss", 0), ("weight", 0), ("weight", 0.5), ("loss", "no")])
+def test_a_turn_that_shall_not_be_learnt_is_refused(tmp_path, key, value):
+    row = chat("q", "a", "q", "b")
+    row["messages"][3][key] = 1
+    assert len(flat(one(MessagesConfig, tmp_path, row))) == 4
+    row["messages"][1][key] = value
+    found = complaint(MessagesConfig(path=str(write(tmp_path, [row], "b.json"))))
+    assert f"`{key}` is {value!r} on a message of the assistant" in found
+
+
+def test_the_field_system_is_a_turn(tmp_path):
+    sample = one(MessagesConfig, tmp_path, chat("q", "a", system="rules"))
+    assert (flat(sample)[0], sample.meta) == (("system", "rules"), {})
+
+
+def boxed(**objects):
+    given = {"ref": [], "bbox": [[0, 0, 0.5, 1]], "bbox_type": "norm1", **objects}
+    return chat("<image><bbox>", "a", images=["a.png"], objects=given)
+
+
+def test_a_box_may_stand_before_its_picture(tmp_path):
+    write(tmp_path, jpeg(8, 4), "a.jpg")
+    row = chat("<bbox>?", "a", "<image>", "b", images=["a.jpg"], objects={"bbox": [[0, 2, 4, 4]]})
+    assert flat(one(MessagesConfig, tmp_path, row))[0] == ("user", ("", 0, (0.0, 0.5, 0.5, 1.0)), "?")
+
+
+@pytest.mark.parametrize("field", ["image", "images"])
+def test_qwen_vl_loses_no_picture_that_stands_beside_the_text(tmp_path, field):
+    row = {"conversations": QA, field: ["a.jpg"]}
+    assert f"`{field}` is ['a.jpg']" in complaint(QwenVlJsonConfig(path=str(write(tmp_path, [row]))))
+
+
 def test_swift_objects(tmp_path):
     objects = {
         "ref": ["a dog", "cat"],
@@ -144,6 +181,15 @@ def test_swift_pixels_are_shares_of_the_upright_picture(tmp_path, orientation, b
             {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [1]}]},
             "tool_calls",
         ),
+        (chat("q", "a", tools=[{"name": "x"}]), "`tools` is"),
+        (chat("q", "a", image="a.png", images=None), "0 <image> in the human turns and 1 in `images`"),
+        (chat("q", "a", system=3), "`system` is 3"),
+        (boxed(ref="dog"), "`ref` of `objects` is 'dog'"),
+        (boxed(ref=5), "`ref` of `objects` is 5"),
+        (boxed(bbox=5), "`bbox` of `objects` is 5"),
+        (boxed(image_id=["x"]), "`image_id` of `objects` is ['x']"),
+        (boxed(image_id=[-1]), "a box in picture -1 of 1"),
+        (boxed(image_id=[1]), "a box in picture 1 of 1"),
         (chat("<image><bbox>", "a", images=["a.png"], objects={"bbox": []}), "more <bbox> than the 0"),
         (chat("<image>q", "a", images=["a.png"], objects={"bbox": [[0, 0, 1, 1]]}), "0 <bbox> in the messages"),
         (chat("<image><bbox>", "a", images=["a.png"], objects={"bbox": [[1, 1, 0, 0]]}), "left < right"),
@@ -227,6 +273,7 @@ def test_instructions(tmp_path):
         ({"instruction": "q", "output": ""}, "`output` is empty"),
         ({"instruction": "q"}, "`output` is missing"),
         ({"query": "q", "response": "a", "history": [["q"]]}, "`history` is [['q']]"),
+        ({"query": "q", "response": "a", "system": 3}, "`system` is 3"),
         ({"query": "q", "response": 3}, "`response` is 3"),
     ]:
         assert message in complaint(InstructionsConfig(path=str(write(tmp_path, [row]))))

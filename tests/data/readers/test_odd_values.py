@@ -59,6 +59,20 @@ FORMATS = [
             }
         ],
     ),
+    (
+        MessagesConfig,
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": "<image><ref-object><bbox>"},
+                    {"role": "assistant", "content": "a", "loss": True, "weight": 1},
+                ],
+                "images": ["a"],
+                "system": "s",
+                "objects": {"ref": ["x"], "bbox": [[0, 0, 1, 1]], "bbox_type": "norm1", "image_id": [0]},
+            }
+        ],
+    ),
     (InstructionsConfig, [{"instruction": "q", "input": "i", "output": "a", "history": [["q", "a"]]}]),
     (
         QwenVlJsonConfig,

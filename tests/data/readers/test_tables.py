@@ -165,3 +165,21 @@ def test_folder_without_or_with_two_metadata_files(tmp_path):
     write(tmp_path, "", "metadata.csv")
     write(tmp_path, "", "metadata.jsonl")
     assert "two metadata files" in complaint(ImageFolderConfig(path=str(tmp_path)))
+
+
+def test_a_folder_with_broken_rows_can_be_looked_at(tmp_path):
+    write(tmp_path, "file_name,text\na.jpg,t\n../b.jpg,t\n", "metadata.csv")
+    data, errors = ImageFolderConfig(path=str(tmp_path)).build_tolerant()
+    assert [sample.turns[1].text for sample in everything(data)] == ["t"]
+    assert len(errors) == 1
+    assert data.name == tmp_path.name
+
+
+@pytest.mark.parametrize("source", [jpeg(8, 4), Image.new("RGB", (8, 4))], ids=["bytes", "picture"])
+def test_columns_beside_the_messages_count(tmp_path, source):
+    messages = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "<bbox>"}]
+    row = {"image": source, "messages": messages, "objects": {"ref": [], "bbox": [[0, 2, 4, 4]]}, "system": "s"}
+    (sample,) = everything(table(tmp_path, [row]))
+    assert flat(sample)[::2] == [("system", "s"), ("assistant", ("", 0, (0.0, 0.5, 0.5, 1.0)))]
+    with pytest.raises(DataError, match=r"row 0: `tools` is"):
+        everything(table(tmp_path, [{**row, "tools": [{"name": "x"}]}]))

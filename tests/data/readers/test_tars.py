@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import multiprocessing
 import os
@@ -13,12 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmexp.contracts import Sharded
 from mmexp.data import TarsConfig, fingerprint
 from mmexp.data.shards import MANIFEST, find_tars, write_manifest
 from mmexp.data.tarindex import open_shard
-from mmexp.errors import DataError
+from mmexp.errors import ConfigError, DataError
 from tests.data.readers.make import caption_tar, complaint, everything, flat, jpeg, write, write_tar
 
 
@@ -105,6 +107,46 @@ def test_rows_of_other_formats_and_minigpt4_captions(tmp_path):
     assert (flat(three)[1], three.meta) == (("assistant", "three"), {"url": "u"})
     assert (flat(four)[1], four.meta) == (("assistant", "four \u00e9"), {"key": "k"})
     assert [sample.id for sample in (one, four)] == ["x/1", "x/4"]
+
+
+def widths(data):
+    media = [medium for turn in data[0].turns for medium in turn.media]
+    return [Image.open(io.BytesIO(medium.source)).width for medium in media]
+
+
+def row_of(count, **fields):
+    turns = [{"from": "human", "value": "<image>" * count}, {"from": "gpt", "value": "a"}]
+    return json.dumps({"conversations": turns, **fields}).encode()
+
+
+def test_pictures_of_different_kinds_keep_their_order(tmp_path):
+    kinds = ["webp", "jpg", "tiff", "png", "jpg", "jpeg", "bmp", "jpg", "webp", "jpg", "jpg", "webp"]
+    members = [(f"k.{number}.{kind}", jpeg(8 + number)) for number, kind in enumerate(kinds)]
+    write_tar(tmp_path / "a.tar", [*members[::-1], ("k.json", row_of(len(kinds)))])
+    assert widths(TarsConfig(path=str(tmp_path / "a.tar")).build()) == [8 + number for number in range(len(kinds))]
+
+
+@pytest.mark.parametrize(
+    ("named", "order"), [(["k.1.jpg", "k.0.jpg"], [9, 8]), (["x.jpg", "y.jpg"], [8, 9]), (None, [8, 9])]
+)
+def test_a_row_that_names_its_members_orders_them(tmp_path, named, order):
+    members = [("d/k.0.jpg", jpeg(8)), ("d/k.1.jpg", jpeg(9)), ("d/k.json", row_of(2, image=named))]
+    assert widths(TarsConfig(path=str(write_tar(tmp_path / "a.tar", members))).build()) == order
+
+
+def test_pixel_boxes_in_a_tar_are_shares(tmp_path):
+    objects = {"ref": [], "bbox": [[0, 2, 4, 4]]}
+    messages = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "<bbox>"}]
+    row = json.dumps({"messages": messages, "objects": objects}).encode()
+    data = TarsConfig(path=str(write_tar(tmp_path / "a.tar", [("k.jpg", jpeg(8, 4)), ("k.json", row)]))).build()
+    assert flat(data[0])[1] == ("assistant", ("", 0, (0.0, 0.5, 0.5, 1.0)))
+
+
+def test_limit(tmp_path):
+    assert len(shards(tmp_path, 2, 2).build()) == 4
+    assert len(TarsConfig(path=str(tmp_path), limit=3).build()) == 3
+    with pytest.raises(ConfigError, match=r"data\.limit: -1"):
+        TarsConfig(path=str(tmp_path), limit=-1)
 
 
 def test_paths(tmp_path):
