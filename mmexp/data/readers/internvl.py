@@ -67,6 +67,12 @@ class InternVlMixtureConfig:
         """All parts, each one read and checked."""
         return RepeatedParts([(part.build(), times) for part, times in self.parts()])
 
+    def build_tolerant(self) -> tuple[RepeatedParts, list[DataError]]:
+        """As `build`; rows that cannot be used are left out and told of. Raises DataError as `parts`."""
+        opened = [(part.build_tolerant(), times) for part, times in self.parts()]
+        errors = [error for (_, errors), _ in opened for error in errors]
+        return RepeatedParts([(rows, times) for (rows, _), times in opened]), errors
+
 
 class RepeatedParts(Dataset):
     """Data sets one after the other, each read a whole or broken number of times.
@@ -77,7 +83,7 @@ class RepeatedParts(Dataset):
 
     def __init__(self, parts: Sequence[tuple[Dataset, float]]) -> None:
         self._parts = [part for part, _ in parts]
-        self._sizes = [max(1, int(len(part) * times + 1e-9)) for part, times in parts]
+        self._sizes = [min(len(part), 1) and max(1, int(len(part) * times + 1e-9)) for part, times in parts]
         self._ends = list(accumulate(self._sizes))
 
     def __len__(self) -> int:

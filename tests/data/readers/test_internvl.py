@@ -62,3 +62,15 @@ def test_broken_entries(tmp_path, entry, message):
 
 def test_no_entry(tmp_path):
     assert "no data set" in complaint(mixture(tmp_path))
+
+
+def test_broken_rows_are_left_out_and_told_of(tmp_path):
+    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    write(tmp_path, [{"conversations": talk}, {"conversations": []}], "a.json")
+    write(tmp_path, [{"conversations": []}], "b.json")
+    entries = {name: {"annotation": f"{name}.json", "repeat_time": 2} for name in "ab"}
+    config = InternVlMixtureConfig(path=str(write(tmp_path, entries, "mix.json")), data_root=str(tmp_path))
+    data, errors = config.build_tolerant()
+    assert [sample.id for sample in everything(data)] == ["row-0", "row-0~1"]
+    assert [error.found for error in errors] == ["`conversations` is []"] * 2
+    assert len(data.hints()) == 2
