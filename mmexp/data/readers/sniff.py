@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -200,6 +201,8 @@ _ROW_FORMATS: Sequence[tuple[set[str], Callable[..., Any], str]] = (
     ({"image", "caption"}, LavisCaptionsConfig, "LAVIS captions"),
     ({"file_name"}, ImageFolderConfig, "image folder metadata"),
 )
+_QWEN_MARK = re.compile(r"<img>[^<]+</img>|<box>\(")
+"""Of Qwen-VL; the tag of a web page has no end, and InternVL writes boxes in brackets."""
 _ROW_KEYS = set().union(*(keys for keys, _, _ in _ROW_FORMATS)) | {"conversations"}
 
 
@@ -210,7 +213,8 @@ def _row(row: Any) -> tuple[Callable[..., Any], str] | None:
     turns = row.get("conversations")
     if isinstance(turns, list):
         said = [turn for turn in turns if isinstance(turn, dict)]
-        if any("<img>" in str(turn.get("value")) or "</box>" in str(turn.get("value")) for turn in said):
+        has_field = bool(row.get("image") or row.get("images"))
+        if not has_field and any(_QWEN_MARK.search(str(turn.get("value"))) for turn in said):
             return QwenVlJsonConfig, "Qwen-VL conversations"
         speakers = {turn.get("from") for turn in said}
         if {"images", "tools", "videos", "audios"} & set(row) or speakers & {"observation", "function_call"}:
@@ -220,19 +224,16 @@ def _row(row: Any) -> tuple[Callable[..., Any], str] | None:
 
 
 def _agreed(path: str, rows: Sequence[Any]) -> Found:
-    """The one format of all rows; text-only LLaVA rows go along with richer kinds of conversations."""
+    """The one format of all rows; LLaVA rows go along with richer conversations where those can hold them."""
     kinds: dict[Any, tuple[str, int]] = {}
     for number, row in enumerate(rows):
         kind = _row(row)
         kinds.setdefault(kind[0] if kind else None, (kind[1] if kind else "unknown", number))
-    if (
-        len(kinds) > 1
-        and None not in kinds
-        and {LlavaJsonConfig} & set(kinds) <= {QwenVlJsonConfig, ShareGptConfig, LlavaJsonConfig}
-    ):
-        richer = [reader for reader in kinds if reader is not LlavaJsonConfig]
-        if len(richer) == 1 and richer[0] in (QwenVlJsonConfig, ShareGptConfig):
-            kinds = {richer[0]: kinds[richer[0]]}
+    if len(kinds) == 2 and LlavaJsonConfig in kinds:
+        (richer,) = kinds.keys() - {LlavaJsonConfig}
+        has_fields = any(isinstance(row, dict) and row.get("image") for row in rows)  # which Qwen-VL's reader refuses
+        if richer is ShareGptConfig or (richer is QwenVlJsonConfig and not has_fields):
+            kinds = {richer: kinds[richer]}
     if len(kinds) == 1 and None not in kinds:
         reader, (name, _) = next(iter(kinds.items()))
         keys = ", ".join(list(rows[0])[:6])

@@ -99,6 +99,25 @@ def test_real_files(file, config, count):
     assert len(data) == (count or len(data)) > 0
 
 
+def talk(question, answer="a", **fields):
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"conversations": turns, **fields}
+
+
+@pytest.mark.parametrize("answer", ["use the <img> tag", "<ref>dog</ref><box>[[1, 2, 3, 4]]</box>", "</box>"])
+def test_marks_in_an_answer_make_no_qwen_vl(tmp_path, answer):
+    rows = [talk("<image>q", image="a.jpg"), talk("<image>q", answer, image="a.jpg"), talk("q", answer)]
+    data = AutoConfig(path=str(write(tmp_path, rows))).build()
+    assert [len(sample.turns[0].media) for sample in everything(data)] == [1, 1, 0]
+
+
+def test_llava_rows_with_pictures_are_not_read_as_qwen_vl(tmp_path):
+    path = str(write(tmp_path, [talk("<image>q", image="a.jpg"), QWEN]))
+    with pytest.raises(DataError, match="row 0: LLaVA conversations; row 1: Qwen-VL conversations"):
+        sniff(path)
+    assert sniff(str(write(tmp_path, [talk("q"), QWEN]))).reader is readers.QwenVlJsonConfig
+
+
 def test_folders_and_tars(tmp_path):
     caption_tar(tmp_path / "tars/0.tar", 2)
     caption_tar(tmp_path / "deep/x/1.tar", 2)
