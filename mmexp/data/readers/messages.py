@@ -102,7 +102,11 @@ def _pieces(message: dict[str, Any]) -> Iterator[str | Medium | None]:
 
 
 def _named(part: dict[str, Any], kind: str) -> Medium | None:
-    source = part.get("image_url" if kind == "image_url" else "image", part.get("path"))
+    keys = ("image_url",) if kind == "image_url" else ("image", "url", "path")
+    given = [part[key] for key in keys if part.get(key) is not None]
+    if len(given) > 1:
+        raise DataError(f"a part is {repr(part)[:80]}", expected="one picture in a part")
+    source = given[0] if given else None
     source = source.get("url") if isinstance(source, dict) else source
     if source is None and kind == "image":
         return None

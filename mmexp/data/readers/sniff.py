@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmexp.data.files import SteadyFile, missing
+from mmexp.data.jsontext import not_utf8
 from mmexp.data.readers.alpaca import InstructionsConfig
 from mmexp.data.readers.coco import CocoCaptionsConfig
 from mmexp.data.readers.gqa import GqaConfig
@@ -76,6 +78,12 @@ def sniff(path: str) -> Found:
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if first in (b"[", b"{"):
         return _json(file, first == b"[")
+    if not head.strip():
+        raise _unknown(path, "an empty file", [])
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error.start) from error
     line = head.split(b"\n")[0].decode("utf-8-sig", errors="replace").strip()
     if "," in line and place.suffix.lower() == ".csv":
         return Found(ImageFolderConfig, "a CSV table", f"its header is {line[:60]}")
@@ -271,7 +279,7 @@ def _has_lines(file: SteadyFile) -> bool:
             return False
         try:
             value = json.loads(line.decode("utf-8-sig"))
-        except ValueError:
+        except (ValueError, RecursionError):  # whoever reads the file names what is wrong with it
             return False
         goes_on = any(rest.strip() for rest in islice(lines, 3))
         return goes_on or (isinstance(value, dict) and bool(set(value) & _ROW_KEYS))

@@ -119,6 +119,16 @@ def test_the_field_system_is_a_turn(tmp_path):
     assert (flat(sample)[0], sample.meta) == (("system", "rules"), {})
 
 
+@pytest.mark.parametrize("key", ["image", "url", "path"])
+def test_empty_fields_of_a_part_hide_no_picture(tmp_path, key):
+    part = {"type": "image", "image": None, "url": None, "text": None, key: "a.png"}
+    assert flat(one(MessagesConfig, tmp_path, chat([part], "a")))[0] == ("user", tmp_path / "a.png")
+    part["path"], part["image"] = "b.png", "c.png"
+    assert "one picture in a part" in complaint(
+        MessagesConfig(path=str(write(tmp_path, [chat([part], "a")], "b.json")))
+    )
+
+
 def boxed(**objects):
     given = {"ref": [], "bbox": [[0, 0, 0.5, 1]], "bbox_type": "norm1", **objects}
     return chat("<image><bbox>", "a", images=["a.png"], objects=given)
