@@ -83,7 +83,6 @@ def load_sized(
 
     if isinstance(source, Image.Image):
         image = _to_rgb(source, _orientation(source), where or "image")
-        image.info = {key: value for key, value in source.info.items() if key != "exif"}  # a user's own notes stay
         return image, image.size
     with _opened(source, where) as (image, place):
         orientation = _orientation(image)
