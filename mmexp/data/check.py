@@ -79,7 +79,7 @@ def preflight(
         dataset: What will be trained on.
         processor: How.
         max_rows: Rows to tokenise, spread evenly (about 1,000 a second).
-        max_files: Rows whose structure and media headers are looked at, spread evenly (about 10,000 a second).
+        max_files: Rows whose structure and media headers are looked at, spread evenly (about 20,000 a second).
         on_progress: Called with rows done and rows to do.
     """
     report = PreflightReport(num_rows=len(dataset))

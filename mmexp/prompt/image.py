@@ -32,6 +32,8 @@ _TURNS = {
     8: "ROTATE_90",
 }
 """EXIF orientation to the turn of Pillow that makes it upright."""
+_HOLDS_ORIENTATION = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""Entries of `info` in which Pillow looks for an orientation."""
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR)
 """Troubles of the machine, not of the file: they must never decide that a sample is left out."""
 
@@ -81,7 +83,6 @@ def load_sized(
 
     if isinstance(source, Image.Image):
         image = _to_rgb(source, _orientation(source), where or "image")
-        image.info = {key: value for key, value in source.info.items() if key != "exif"}  # a user's own notes stay
         return image, image.size
     with _opened(source, where) as (image, place):
         orientation = _orientation(image)
@@ -218,9 +219,10 @@ def _to_rgb(image: Image.Image, orientation: int, where: str) -> Image.Image:
         image = Image.fromarray(grey.astype(np.uint8))
     if "transparency" in image.info:
         image = image.copy()
-        image.info = {}  # the hidden colour stays, and Pillow need not warn that it does
+        del image.info["transparency"]  # the hidden colour stays, and Pillow need not warn that it does
     rgb = image.convert("RGB")
-    rgb.info = {}  # an orientation that stayed there would be applied again when this picture is a source itself
+    # an orientation that stayed would be applied again when this picture is a source itself
+    rgb.info = {key: value for key, value in rgb.info.items() if key not in _HOLDS_ORIENTATION}
     return rgb
 
 

@@ -69,6 +69,12 @@ def test_an_upright_picture_given_as_an_object_is_not_turned_again():
     assert once.size == image_size(once) == load_image(once).size == (24, 48)
 
 
+def test_other_notes_of_an_object_stay():
+    image = Image.fromarray(RAMP)
+    image.info["cells"] = [1, 2]
+    assert load_image(image).info == {"cells": [1, 2]}
+
+
 def test_broken_exif_does_not_cost_the_picture():
     data = encoded(Image.fromarray(RAMP), "JPEG", exif=b"Exif\0\0" + b"\xff" * 40)
     assert image_size(data) == load_image(data).size == (48, 24)
