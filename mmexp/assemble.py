@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mmexp.config import Checked, Invocation, check, load_run_config, redact, redact_overrides
+from mmexp.config.spine import ProcessorConfig
 from mmexp.engine.manifest import RunDir, open_run_dir, provenance, write_text
 from mmexp.errors import CheckpointError, ConfigError
 from mmexp.model import InputPlan, Plan, PromptPlan
@@ -21,7 +22,6 @@ from mmexp.prompt import AnyRes, DynamicTiles
 from mmexp.tuning import LoraSettings
 
 if TYPE_CHECKING:
-    from mmexp.config.spine import ProcessorConfig
     from mmexp.engine import Generator, StageJob
     from mmexp.evaluation import BenchmarkConfig
 
@@ -199,13 +199,18 @@ def _continued(folder: Path, invocation: Invocation) -> Experiment:
 
 
 def _require_same(saved: Any, plain: Mapping[str, Any], run: RunDir) -> None:
-    """A run directory belongs to one configuration; where files lie may differ, and who prepares the batches."""
+    """A run directory belongs to one configuration; where files lie may differ, and who prepares the batches.
+
+    A processor setting that one of the two does not name, for it came with a later version, has its default there.
+    """
     ignored = ("paths", "logger", "trainer")
     free = ("num_workers", "check_rows", "log_ids")
 
     def bound(settings: Mapping[str, Any], key: str) -> Any:
         value = settings.get(key)
-        return {k: v for k, v in value.items() if k not in free} if key == "processor" and value else value
+        if key != "processor" or not value:
+            return value
+        return {k: v for k, v in {**vars(ProcessorConfig()), **value}.items() if k not in free}
 
     different = [
         key for key in sorted(set(saved) | set(plain)) if key not in ignored and bound(saved, key) != bound(plain, key)

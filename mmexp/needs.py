@@ -8,6 +8,7 @@ from typing import Any
 
 from mmexp.assemble import Experiment
 from mmexp.config import DataFetchConfig, Invocation, check, compose, own_keys
+from mmexp.data import MixtureConfig
 from mmexp.data.fetch import Need
 from mmexp.hub import is_local
 
@@ -40,6 +41,16 @@ def _needs(exp: Experiment) -> Iterator[Need]:
             file = folder / "config.json" if folder else None
             yield Need(what=name, source=path, folder=folder, file=file, estimate_bytes=sizes.get(name))
     data = exp.checked.parts["data"]
+    is_mixture = isinstance(data, MixtureConfig)
+    parts = (
+        {f"data.parts.{name}.data": part.data for name, part in data.parts.items()} if is_mixture else {"data": data}
+    )
+    for where, one in parts.items():
+        yield from _files(where, one, exp.checked.spine.stage.name)
+
+
+def _files(where: str, data: Any, stage: str) -> Iterator[Need]:
+    """What one dataset reads; `where` is its config path."""
     if getattr(data, "prepare", None) is not None:
         return  # makes its own files
     for key in ("path", "image_root"):
@@ -47,7 +58,7 @@ def _needs(exp: Experiment) -> Iterator[Need]:
         if place is not None:
             file = Path(place).expanduser()
             source = getattr(data, "source", None)
-            yield Need(what=f"data.{key} ({exp.checked.spine.stage.name})", source=source, repo_type="dataset",
+            yield Need(what=f"{where}.{key} ({stage})", source=source, repo_type="dataset",
                        folder=file.parent if key == "path" else None, file=file)  # fmt: skip
 
 

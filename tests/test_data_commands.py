@@ -64,6 +64,17 @@ def test_fetch_lists_what_a_recipe_needs(tmp_path: Path) -> None:
     assert run("fetch", cwd=tmp_path)[0] == 0, "the laptop twin needs nothing"
 
 
+def test_fetch_lists_every_part_of_a_mixture(tmp_path: Path) -> None:
+    code, out, err = run("fetch", *TINY[:2], "data=mixture", "scale=paper", "download=false", cwd=tmp_path)
+    assert code == 1, err
+    assert "data.parts.captions.data.path" in out
+    assert "data.parts.conversations.data.path" in out
+    (tmp_path / "m.json").write_text('{"a": {"annotation": "x.jsonl"}}')
+    own = ["data=internvl_mixture", "data.path=m.json"]
+    code, out, err = run("fetch", *TINY[:2], *own, "scale=paper", "download=false", cwd=tmp_path)
+    assert (code, "data.path (instruct)" in out) == (0, True), out + err
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [

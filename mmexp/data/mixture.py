@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from mmexp.errors import ConfigError, MmexpError
 
 if TYPE_CHECKING:
     from numpy import ndarray
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 Mixing = Literal["natural", "weights", "temperature", "sqrt"]
@@ -71,8 +74,9 @@ class MixtureConfig:
     epoch_samples: int | None = None
     """Samples of one epoch where shares are set; null for as many as the parts have rows."""
     homogeneous: bool = False
-    """All samples of a micro-batch, over all ranks, come from one part. With `natural`, or with packed rows, what is
-    left of the parts at the end of an epoch shares its last micro-batches, so that an epoch stays exact."""
+    """All samples of a micro-batch, over all ranks, come from one part. With `natural`, with packed rows, and with
+    `processor.order=modality_length`, what is left of the parts at the end of an epoch shares its last micro-batches
+    (of LLaVA's groups, the last optimizer steps), so that an epoch stays exact."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for no part, odd names, and settings that have no effect."""
@@ -106,13 +110,17 @@ class MixtureConfig:
             with naming_part(name):
                 dataset = part.data.build()
                 parts.append(Part(name, choose(dataset, part.subset, name), part.weight))
-        return Mixture(
+        mixture = Mixture(
             parts,
             mixing=self.mixing,
             temperature=2.0 if self.mixing == "sqrt" else self.temperature,
             epoch_samples=self.epoch_samples,
             homogeneous=self.homogeneous,
         )
+        for part, quota in zip(parts, mixture.quotas(), strict=True):
+            if quota < 1:
+                log.warning("data.parts.%s gives %.2g samples an epoch: raise its weight", part.name, float(quota))
+        return mixture
 
 
 @dataclass(frozen=True)
@@ -178,15 +186,15 @@ class Mixture(Dataset):
         return np.repeat(np.arange(len(self.parts)), np.diff(self.offsets))
 
     def quotas(self) -> list[Fraction]:
-        """Samples that each part gives in one round."""
+        """Samples that each part gives in one round, above 0."""
         sizes = [len(part.dataset) for part in self.parts]
-        weights = [Fraction(part.weight).limit_denominator(10**6) for part in self.parts]
+        weights = [_rounded(part.weight, 10**6) for part in self.parts]
         if self.mixing == "natural":
             return [weight * size for weight, size in zip(weights, sizes, strict=True)]
         power = 0.0 if self.mixing == "weights" else 1 / self._temperature
         shares = [float(weight) * size**power for weight, size in zip(weights, sizes, strict=True)]
         total = self._epoch_samples or sum(sizes)
-        return [Fraction(total * share / sum(shares)).limit_denominator(1000) for share in shares]
+        return [_rounded(total * share / sum(shares), 1000) for share in shares]
 
     def identity(self) -> dict[str, str]:
         """What must be equal for a position of the run to mean the same samples, in words for messages."""
@@ -201,6 +209,12 @@ class Mixture(Dataset):
             "data.mixing": named + size,
             "data.homogeneous": str(self.homogeneous).lower(),
         }
+
+
+def _rounded(value: float, max_denominator: int) -> Fraction:
+    """A fraction with a small denominator, so that the last bit of a power decides nothing; but never 0."""
+    exact = Fraction(value)
+    return exact.limit_denominator(max_denominator) or exact
 
 
 @contextmanager

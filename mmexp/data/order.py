@@ -6,9 +6,9 @@ in which every part goes on in its own endless stream. Nothing here keeps a posi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from functools import lru_cache
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from mmexp.contracts import Dataset, Sharded
@@ -37,6 +37,23 @@ class Draws(Protocol):
         ...
 
 
+class _Last:
+    """Keeps the block that was made last: short rounds of a mixture ask for the same long block many times in a row.
+
+    Args:
+        make: Block number to int64[samples].
+    """
+
+    def __init__(self, make: Callable[[int], ndarray]) -> None:
+        self._make = make
+        self._kept: tuple[int, ndarray] | None = None
+
+    def __call__(self, block: int) -> ndarray:
+        if self._kept is None or self._kept[0] != block:
+            self._kept = block, self._make(block)
+        return self._kept[1]
+
+
 class Shuffled:
     """Every data epoch is a new permutation of all samples.
 
@@ -48,12 +65,13 @@ class Shuffled:
     def __init__(self, num_samples: int, seed: int) -> None:
         assert num_samples > 0
         self.num_samples, self.seed = num_samples, seed
+        self._order = _Last(partial(_epoch_order, num_samples, seed))
 
     def start(self, block: int) -> int:
         return block * self.num_samples
 
     def block(self, block: int) -> ndarray:
-        return _epoch_order(self.num_samples, self.seed, block)
+        return self._order(block)
 
 
 class Windowed:
@@ -72,12 +90,13 @@ class Windowed:
         assert self.num_samples > 0
         assert window > 0
         self.shard_sizes, self.window, self.seed = tuple(shard_sizes), window, seed
+        self._order = _Last(partial(_windowed_order, self.shard_sizes, window, seed))
 
     def start(self, block: int) -> int:
         return block * self.num_samples
 
     def block(self, block: int) -> ndarray:
-        return _windowed_order(self.shard_sizes, self.window, self.seed, block)
+        return self._order(block)
 
 
 class Mixed:
@@ -89,7 +108,7 @@ class Mixed:
         parts: Draws of each part, whose blocks are all of one size.
         offsets: What is added to the indices of each part.
         quotas: Units that each part gives in one block.
-        unit: Samples that stay together as far as counts go: the samples of a homogeneous micro-batch, else 1.
+        unit: Samples that stay together as far as counts go: those of a homogeneous group, else 1.
         seed: Of the places.
     """
 
@@ -139,7 +158,8 @@ def draws_of(dataset: Dataset, seed: int, window: int = SHUFFLE_WINDOW, group_si
         dataset: What is trained on.
         seed: Of the run.
         window: See `Windowed`.
-        group_size: Samples of one micro-batch over all ranks, which a homogeneous mixture draws from one part.
+        group_size: Samples that a homogeneous mixture draws from one part: of a micro-batch over all ranks, or of an
+            optimizer step where rows are grouped by length.
     """
     if not isinstance(dataset, Mixture):
         return _single(dataset, seed, window)
@@ -155,9 +175,8 @@ def _single(dataset: Dataset, seed: int, window: int) -> Draws:
     return Shuffled(len(dataset), seed)
 
 
-@lru_cache(maxsize=2)
 def _epoch_order(num_samples: int, seed: int, epoch: int) -> ndarray:
-    """The order of one data epoch; two are kept because a micro-batch can lie across a border."""
+    """The order of one data epoch."""
     import torch  # not at the top: the config door reads this room's dataclasses and must stay fast
 
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)

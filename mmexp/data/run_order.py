@@ -66,9 +66,10 @@ def build_order(dataset: Dataset, processor: Processor, settings: OrderSettings)
         DataError: rows are tokenised for packing, and one is broken.
     """
     rows = settings.micro_batch_size * settings.world_size
+    step = rows * settings.accumulate
     by_part = isinstance(dataset, Mixture) and dataset.homogeneous
     by_length = settings.order != "shuffled"
-    draws = draws_of(dataset, settings.seed, settings.shuffle_window, rows)
+    draws = draws_of(dataset, settings.seed, settings.shuffle_window, step if by_length else rows)
     packer = grouping = None
     identity: dict[str, Any] = dict(dataset.identity()) if isinstance(dataset, Mixture) else {}
     lengths = _word_lengths(dataset, settings.order) if by_length else None
@@ -85,14 +86,13 @@ def build_order(dataset: Dataset, processor: Processor, settings: OrderSettings)
         size = f"of {processor.max_length_tokens} tokens in windows of {settings.packing_window} samples"
         identity["processor.row"] = f"packed {size}, token lengths {digest}"
     if by_part or by_length:
-        step = rows * settings.accumulate
         grouping = Grouping(
             size=step if by_length else rows,
             num_chunks=settings.world_size * settings.accumulate,
             seed=settings.seed,
         )
     if by_length:
-        identity |= {"processor.order": settings.order, "stage.batch_size": rows * settings.accumulate}
+        identity |= {"processor.order": settings.order, "stage.batch_size": step}
     if _is_windowed(dataset):
         identity["processor.shuffle_window"] = settings.shuffle_window
     kinds = _kinds(dataset, settings.order) if by_part or settings.order == "modality_length" else None

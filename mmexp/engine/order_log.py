@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
+from mmexp.engine.manifest import write_text
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
@@ -58,4 +60,4 @@ def _keep_before(file: Path, position: int) -> None:
         return
     lines = file.read_text(encoding="utf-8").split("\n")
     kept = [line for line in lines[:-1] if json.loads(line)["micro_batch"] < position]
-    file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_text(file, "".join(f"{line}\n" for line in kept))

@@ -173,3 +173,17 @@ def test_hints_of_parts_without_hints_are_counted():
     data = Mixture([Part("a", mixed(3)), Part("b", Samples([make_sample("x", "one two three")]))])
     assert data.hints().dtype == np.int32
     assert data.hints().tolist() == [-2, 2, 2, -4]
+
+
+@pytest.mark.parametrize("settings", [{}, {"mixing": "weights", "epoch_samples": 10}])
+def test_a_small_share_is_never_rounded_to_nothing(tmp_path, caplog, settings):
+    one, two = write(tmp_path, "a.json", 3), write(tmp_path, "b.json", 4)
+    parts = {
+        "big": PartConfig(data=LlavaJsonConfig(path=one)),
+        "tiny": PartConfig(data=LlavaJsonConfig(path=two), weight=1e-8),
+    }
+    caplog.set_level("WARNING", logger="mmexp")
+    quotas = MixtureConfig(parts=parts, **settings).build().quotas()
+    assert 0 < quotas[1] < 1e-6
+    assert "data.parts.tiny gives" in caplog.text
+    assert "data.parts.big" not in caplog.text

@@ -255,3 +255,20 @@ def test_counts_of_a_packed_epoch():
     assert Counter(index for row in rows for index in row) == Counter(range(40))
     assert max(len(row) for row in rows) > 1
     assert order.num_rows(2) > order.num_rows(1.5) > order.num_rows(1)
+
+
+def test_groups_by_length_of_a_homogeneous_mixture_stay_in_one_part():
+    class Hinted(Rows):
+        def hints(self):
+            return np.arange(self.count) % 40 + 1
+
+    data = Mixture([Part(f"p{n}", Hinted(n)) for n in (37, 23, 9)], mixing="weights", homogeneous=True)
+    chosen = OrderSettings(seed=0, micro_batch_size=2, world_size=2, accumulate=3, order="length")
+    stream = data.kinds()[build_order(data, make_processor(), chosen).take(0, 600)]
+    assert all(len(set(stream[at : at + 12].tolist())) == 1 for at in range(0, 600, 12))
+
+
+def test_short_rounds_do_not_make_a_long_block_again():
+    draws = Windowed([50] * 20, 100, 0)
+    assert draws.block(1) is draws.block(1)
+    assert draws.block(0).tolist() == Windowed([50] * 20, 100, 0).block(0).tolist() != draws.block(1).tolist()
