@@ -258,3 +258,17 @@ class ChatConfig:
     """Longest answer."""
     seed: int = 0
     """Seed of sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What `mmexp.export` takes."""
+
+    run: str
+    """A run directory."""
+    out: str
+    """New folder."""
+    form: Literal["merged", "adapter"] = "merged"
+    """A whole model with adapters folded in, or the LLM's adapter alone in peft's format."""
+    image: str | None = None
+    """A picture of yours to compare the two models on, besides the built-in ones and those of the run's data."""
