@@ -75,7 +75,8 @@ def _questions(exp: Experiment, image: str | None) -> list[tuple[Turn, ...]]:
 
     pictures: list[Any] = [_drawn(size) for size in ((160, 96), (96, 160), (128, 128))]
     if image is not None:
-        pictures.append(load_image(str(Path(image).expanduser()), f"image={image}"))
+        load_image(str(Path(image).expanduser()), f"image={image}")
+        pictures.append(str(Path(image).expanduser().resolve()))
     parts = [(Medium(source=picture), Text(text="\n"), Text(text=_QUESTION)) for picture in pictures]
     return [(Turn(role="user", parts=content),) for content in parts] + _rows(exp)
 

@@ -68,7 +68,10 @@ def render_card(plan: Plan, agreement: Agreement, lineage: Sequence[Mapping[str,
 def export_notes(plan: Plan, is_linear: bool) -> list[str]:
     """What the transformers side cannot do as we do."""
     notes = []
-    if not plan.exact_pixels:
+    if plan.exact_pixels:
+        notes.append('Training resized with Pillow; `AutoProcessor.from_pretrained(folder, backend="pil")` does the same,'
+                     " the default resizes with torch.")  # fmt: skip
+    else:
         notes.append("Training decoded large JPEG files at a smaller size; transformers decodes them whole, so pixels of"
                      " such files differ slightly.")  # fmt: skip
     if plan.template.stop:
