@@ -38,6 +38,12 @@ class Sampling:
 
     max_new_tokens: int = 64
     """Longest answer."""
+    min_new_tokens: int = 0
+    """Shortest answer: until then no token may end it."""
+    num_beams: int = 1
+    """Answers that are followed side by side (beam search); 1 takes the most likely token each time."""
+    length_penalty: float = 1.0
+    """With beams, an answer's log-probability is divided by its length to this power: below 0 prefers short ones."""
     temperature: float = 0.0
     """0 takes the most likely token; higher is more random."""
     top_p: float = 1.0

@@ -14,11 +14,13 @@ from mmexp import hub
 from mmexp.contracts import LlmSpec
 from mmexp.errors import CheckpointError, ConfigError
 from mmexp.llm import attention
-from mmexp.llm.base import Sampling
+from mmexp.llm.generation import generate_text
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
+
+    from mmexp.llm.base import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ def spec_of(config: PretrainedConfig) -> LlmSpec:
     """The spec that a transformers config implies."""
     text = config.get_text_config()
     return LlmSpec(
-        width=text.hidden_size,
+        width=getattr(text, "word_embed_proj_dim", None) or text.hidden_size,  # OPT-350m embeds narrower than it thinks
         vocab_size=text.vocab_size,
         max_length_tokens=getattr(text, "max_position_embeddings", None) or 2**31 - 1,
         model_type=config.model_type,
@@ -165,7 +167,6 @@ class CausalLlm(nn.Module):
             logits = torch.tanh(logits / config.final_logit_softcapping) * config.final_logit_softcapping
         return logits
 
-    @torch.inference_mode()
     def generate(
         self,
         embeds: Tensor,
@@ -174,46 +175,4 @@ class CausalLlm(nn.Module):
         sampling: Sampling,
         on_text: Callable[[str], None] | None = None,
     ) -> list[str]:
-        streamer = _Streamer(tokenizer, on_text, sampling.stop) if on_text else None
-        settings: dict[str, Any] = {"do_sample": sampling.temperature > 0}
-        if sampling.temperature > 0:
-            settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        if sampling.stop:
-            settings |= {"stop_strings": [sampling.stop], "tokenizer": tokenizer}
-        devices = [embeds.device] if embeds.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
-            if sampling.seed is not None:
-                torch.manual_seed(sampling.seed)
-            ids = self.model.generate(
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                max_new_tokens=sampling.max_new_tokens,
-                repetition_penalty=sampling.repetition_penalty,
-                eos_token_id=list(sampling.stop_ids) or tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-                streamer=streamer,
-                **settings,
-            )
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [(text.split(sampling.stop)[0] if sampling.stop else text).strip() for text in texts]
-
-
-class _Streamer:
-    """Hands out text as soon as it can no longer change, and nothing from the stop string on."""
-
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None], stop: str | None) -> None:
-        self.tokenizer, self.on_text, self.stop = tokenizer, on_text, stop
-        self.ids: list[int] = []
-        self.shown = ""
-
-    def put(self, ids: Tensor) -> None:
-        self.ids += ids.flatten().tolist()
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True).lstrip()
-        if self.stop:
-            text = text.split(self.stop)[0]
-        if not text.endswith("\ufffd") and len(text) > len(self.shown):  # half of a character: wait for the rest
-            self.on_text(text[len(self.shown) :])
-            self.shown = text
-
-    def end(self) -> None:
-        """Called once after the last token."""
+        return generate_text(self.model, embeds, mask, tokenizer, sampling, on_text)
