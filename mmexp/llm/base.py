@@ -65,8 +65,18 @@ class Llm(Protocol):
         """int64[B, T] to float[B, T, D]."""
         ...
 
-    def hidden(self, embeds: Tensor, positions: Tensor, segment_lengths: Sequence[Sequence[int]]) -> Tensor:
-        """float[B, T, D] to the last hidden states float[B, T, D]; attention stays inside segments."""
+    def hidden(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        segment_lengths: Sequence[Sequence[int]],
+        prompt_lengths: Sequence[Sequence[int]],
+    ) -> Tensor:
+        """float[B, T, D] to the last hidden states float[B, T, D], each of which predicts the token behind it.
+
+        Attention stays inside segments. `prompt_lengths` says, per row and segment, how many positions stand in front
+        of the first target: an encoder-decoder reads them with its encoder, a decoder-only LLM has no use for it.
+        """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
