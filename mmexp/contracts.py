@@ -159,6 +159,8 @@ class Batch:
     """Per row the lengths of its segments, left to right; the rest of the row is padding."""
     ids: tuple[str, ...]
     """Sample ids in segment order (row by row), for messages and logs."""
+    prompt_lengths: tuple[tuple[int, ...], ...] = ()
+    """Per row and segment how many positions stand in front of its first target; all of it where there is none."""
     datasets: tuple[str, ...] = ()
     """Dataset (part of a mixture) of each of `ids`."""
     slots: Mapping[str, Tensor] = field(default_factory=dict)
@@ -272,6 +274,8 @@ class LlmSpec:
     """Longest sequence the positions allow"""
     model_type: str
     """The architecture's name in transformers, for messages"""
+    reads_apart: bool = False
+    """Whether an encoder reads the prompt and a decoder writes the answer, so that they are two texts."""
 
 
 class Dataset(Protocol):

@@ -124,6 +124,8 @@ class StageConfig:
     """What it teaches; data of the shapes world and benchmarks follow it."""
     policy: Mapping[str, Any]
     """What moves: a tree shaped like the model with the leaves frozen, lora and full."""
+    live_dropout: tuple[str, ...] = ()
+    """Frozen parts whose dropout stays active, for published runs that never put their frozen LLM in eval mode."""
     init_from: str | None = None
     """Finished run directory whose weights come first; null starts from the base weights."""
     lr: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ class Recipe:
     policy: Mapping[str, Any]
     """Part -> frozen, lora, full or a mapping of its children."""
     lora: LoraSettings = field(default_factory=LoraSettings)
+    live_dropout: Sequence[str] = ()
+    """Frozen parts whose dropout stays active."""
     lr: float
     """Peak learning rate."""
     lr_by_part: Mapping[str, float] = field(default_factory=dict)
@@ -114,7 +116,7 @@ class TrainingModule(LightningModule):
         self.objective.requires(self.plan)
         if self.init_from is not None:
             self.changed = load_weights(self.parts(), self.init_from)
-        apply_policy(self.model, self.recipe.policy, self.recipe.lora)
+        apply_policy(self.model, self.recipe.policy, self.recipe.lora, self.recipe.live_dropout)
 
     def parts(self) -> dict[str, nn.Module]:
         """Encoder, connector, llm, ... and `objective` when it owns weights."""

@@ -64,7 +64,7 @@ class MultimodalModel(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """The last hidden states of every position, and the soft tokens."""
         embeds, soft = self.embed(batch)
-        hidden = self.llm.hidden(embeds, batch.positions, batch.segment_lengths)
+        hidden = self.llm.hidden(embeds, batch.positions, batch.segment_lengths, batch.prompt_lengths)
         return Output(hidden=hidden, soft=soft)
 
     def embed(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
