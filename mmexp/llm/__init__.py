@@ -2,6 +2,7 @@
 
 from mmexp.llm.base import Llm, LlmConfig, Sampling
 from mmexp.llm.causal import CausalConfig, CausalLlm
+from mmexp.llm.none import NoLlm, NoLlmConfig
 from mmexp.llm.tiny import TinyLlmConfig
 
-__all__ = ["CausalConfig", "CausalLlm", "Llm", "LlmConfig", "Sampling", "TinyLlmConfig"]
+__all__ = ["CausalConfig", "CausalLlm", "Llm", "LlmConfig", "NoLlm", "NoLlmConfig", "Sampling", "TinyLlmConfig"]
