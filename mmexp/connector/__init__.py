@@ -3,5 +3,15 @@
 from mmexp.connector.base import ConnectorConfig
 from mmexp.connector.mlp import IdentityConfig, MlpConfig
 from mmexp.connector.pool import AveragePool, AveragePoolConfig
+from mmexp.connector.qformer import Qformer, QformerConfig, QformerConnector
 
-__all__ = ["AveragePool", "AveragePoolConfig", "ConnectorConfig", "IdentityConfig", "MlpConfig"]
+__all__ = [
+    "AveragePool",
+    "AveragePoolConfig",
+    "ConnectorConfig",
+    "IdentityConfig",
+    "MlpConfig",
+    "Qformer",
+    "QformerConfig",
+    "QformerConnector",
+]

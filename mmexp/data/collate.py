@@ -61,6 +61,7 @@ class Collator:
             prompt_lengths=tuple(tuple(_prompt_length(item) for item in row) for row in rows),
             ids=tuple(item.id for item in items_or_blank),
             datasets=tuple(item.dataset for item in items_or_blank),
+            meta=tuple(item.meta for item in items_or_blank),
             num_supervised=int((batch_tensors["labels"] != IGNORE).sum()),
             dropped={reason: tuple(e.id for e in dropped if e.reason == reason) for reason in reasons},
             dropped_datasets={reason: tuple(e.dataset for e in dropped if e.reason == reason) for reason in reasons},

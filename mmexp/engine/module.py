@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule
 from mmexp.contracts import Batch, Losses
 from mmexp.engine.chain import Changed, load_weights
 from mmexp.engine.checkpoint import check_state, trained_names
+from mmexp.engine.gather import gather_rows
 from mmexp.engine.optim import AdamWCosineConfig, clip_and_check
 from mmexp.errors import DataError
 from mmexp.tuning import LoraSettings, TrainedPart, apply_policy, describe, parameter_groups
@@ -114,6 +115,8 @@ class TrainingModule(LightningModule):
             self.model = self.plan.build()
             self.objective = self._objective_config.build(self.plan)
         self.objective.requires(self.plan)
+        if hasattr(self.objective, "gather"):
+            self.objective.gather = gather_rows
         if self.init_from is not None:
             self.changed = load_weights(self.parts(), self.init_from)
         apply_policy(self.model, self.recipe.policy, self.recipe.lora, self.recipe.live_dropout)

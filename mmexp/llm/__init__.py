@@ -3,6 +3,7 @@
 from mmexp.llm.base import Llm, LlmConfig, Sampling
 from mmexp.llm.causal import CausalConfig, CausalLlm
 from mmexp.llm.checkpoint import LlmCheckpoint
+from mmexp.llm.none import NoLlm, NoLlmConfig
 from mmexp.llm.seq2seq import Seq2SeqConfig, Seq2SeqLlm
 from mmexp.llm.tiny import TinyLlmConfig
 
@@ -12,6 +13,8 @@ __all__ = [
     "Llm",
     "LlmCheckpoint",
     "LlmConfig",
+    "NoLlm",
+    "NoLlmConfig",
     "Sampling",
     "Seq2SeqConfig",
     "Seq2SeqLlm",

@@ -31,15 +31,9 @@ class LlmCheckpoint:
 
     def load_tokenizer(self) -> Any:
         """The transformers tokenizer."""
-        from transformers import AutoTokenizer
-
-        source = self.path if self.tokenizer is None else self.tokenizer
-        local = hub.resolve(source, "llm") if self.tokenizer is None else _tokenizer_folder(source)
-        revision = self.revision if self.tokenizer is None else None
-        try:
-            return AutoTokenizer.from_pretrained(local, revision=revision, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise hub.unavailable(source, error, "llm", CheckpointError) from error
+        if self.tokenizer is not None:
+            return load_tokenizer(self.tokenizer)
+        return _read_tokenizer(hub.resolve(self.path, "llm"), self.path, self.revision)
 
     def read_config(self) -> PretrainedConfig:
         """The config.json as transformers has it.
@@ -93,6 +87,25 @@ def spec_of(config: PretrainedConfig) -> LlmSpec:
         model_type=config.model_type,
         reads_apart=bool(config.is_encoder_decoder),
     )
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> Any:
+    """The transformers tokenizer of a hub id, or of a folder that need not hold a model.
+
+    Raises:
+        ConfigError: written as a folder that does not exist or holds no tokenizer.
+        CheckpointError: it cannot be read.
+    """
+    return _read_tokenizer(_tokenizer_folder(source), source, revision)
+
+
+def _read_tokenizer(local: str, source: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(local, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise hub.unavailable(source, error, "llm", CheckpointError) from error
 
 
 def _tokenizer_folder(source: str) -> str:

@@ -34,8 +34,12 @@ class Branch(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """float[M, ...] to soft tokens float[M, N, D]."""
+        return self.connector(self.features(values))
+
+    def features(self, values: Tensor) -> Tensor:
+        """float[M, ...] to what the connector is given, float[M, P, E]."""
         features = self.encoder(values)
-        return self.connector(features.to(dtype_of(self.connector, features.dtype)))
+        return features.to(dtype_of(self.connector, features.dtype))
 
     @property
     def newline(self) -> Tensor | None:
