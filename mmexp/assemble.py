@@ -24,6 +24,7 @@ from mmexp.tuning import LoraSettings
 if TYPE_CHECKING:
     from mmexp.engine import Generator, StageJob
     from mmexp.evaluation import BenchmarkConfig
+    from mmexp.model import MultimodalModel
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Experiment:
             policy=stage.policy,
             init_from=finished_run(stage.init_from, "stage.init_from") if stage.init_from else None,
             lora=LoraSettings(**vars(stage.lora)),
+            live_dropout=stage.live_dropout,
             lr=stage.lr,
             lr_by_part=stage.lr_by_part,
             weight_decay=stage.weight_decay,
@@ -114,16 +116,22 @@ class Experiment:
             group=spine.name,
         )
 
+    def load_model(self, run: RunDir) -> MultimodalModel:
+        """The model of a finished run, in eval mode on the CPU."""
+        from mmexp.engine import load_weights
+
+        model = self.plan.build()
+        load_weights(model.parts(), run)
+        return model.eval()
+
     def load_generator(self, run: RunDir) -> Generator:
         """The model of a finished run, ready to answer."""
         import torch
 
-        from mmexp.engine import Generator, load_weights
+        from mmexp.engine import Generator
 
-        model = self.plan.build()
-        load_weights(model.parts(), run)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Generator(model.eval().to(device), self.plan)
+        return Generator(self.load_model(run).to(device), self.plan)
 
     def _plan_fields(self) -> dict[str, Any]:
         parts, processor = self.checked.parts, self.checked.spine.processor

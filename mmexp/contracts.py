@@ -159,8 +159,12 @@ class Batch:
     """Per row the lengths of its segments, left to right; the rest of the row is padding."""
     ids: tuple[str, ...]
     """Sample ids in segment order (row by row), for messages and logs."""
+    prompt_lengths: tuple[tuple[int, ...], ...] = ()
+    """Per row and segment how many positions stand in front of its first target; all of it where there is none."""
     datasets: tuple[str, ...] = ()
     """Dataset (part of a mixture) of each of `ids`."""
+    meta: tuple[Mapping[str, Any], ...] = ()
+    """Further fields of each sample's row, in the order of `ids`."""
     slots: Mapping[str, Tensor] = field(default_factory=dict)
     """Per modality bool[B, T]: where soft tokens go."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
@@ -265,13 +269,27 @@ class LlmSpec:
     """What others may know of an LLM before its weights exist."""
 
     width: int
-    """D"""
+    """D; 0 where there is no LLM"""
     vocab_size: int
-    """Rows of the embedding table, V"""
+    """Rows of the embedding table, V; without an LLM the ids of the tokenizer that it lends"""
     max_length_tokens: int
     """Longest sequence the positions allow"""
     model_type: str
     """The architecture's name in transformers, for messages"""
+    reads_apart: bool = False
+    """Whether an encoder reads the prompt and a decoder writes the answer, so that they are two texts."""
+
+
+class Gather(Protocol):
+    """Joins rows of all ranks; with one rank it changes nothing."""
+
+    def __call__(self, rows: Tensor, with_gradient: bool = False) -> tuple[Tensor, int]:
+        """[B, ...] to the rows of all ranks in their order, and the index where this rank's own begin.
+
+        Ranks may have different numbers of rows; where other dimensions differ, zeros fill them up. Gradients come back
+        only `with_gradient`: each rank's rows then get the sum of what all ranks ask of them.
+        """
+        ...
 
 
 class Dataset(Protocol):

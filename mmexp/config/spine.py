@@ -124,6 +124,8 @@ class StageConfig:
     """What it teaches; data of the shapes world and benchmarks follow it."""
     policy: Mapping[str, Any]
     """What moves: a tree shaped like the model with the leaves frozen, lora and full."""
+    live_dropout: tuple[str, ...] = ()
+    """Frozen parts whose dropout stays active, for published runs that never put their frozen LLM in eval mode."""
     init_from: str | None = None
     """Finished run directory whose weights come first; null starts from the base weights."""
     lr: float
@@ -258,3 +260,17 @@ class ChatConfig:
     """Longest answer."""
     seed: int = 0
     """Seed of sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What `mmexp.export` takes."""
+
+    run: str
+    """A run directory."""
+    out: str
+    """New folder."""
+    form: Literal["merged", "adapter"] = "merged"
+    """A whole model with adapters folded in, or the LLM's adapter alone in peft's format."""
+    image: str | None = None
+    """A picture of yours to compare the two models on, besides the built-in ones and those of the run's data."""

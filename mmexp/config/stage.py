@@ -34,6 +34,11 @@ def stage_errors(stage: StageConfig) -> list[MmexpError]:
         if value is not None and not low <= value <= high:
             expected = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
             errors.append(ConfigError(f"{value}", expected=expected, where=f"stage.{name}"))
+    errors += [
+        ConfigError(f"no part {name!r}", expected=", ".join(PARTS), where="stage.live_dropout")
+        for name in stage.live_dropout
+        if name not in PARTS
+    ]
     micro = stage.micro_batch_size
     if micro >= 1 and stage.batch_size % micro:
         errors.append(

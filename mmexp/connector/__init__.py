@@ -2,6 +2,22 @@
 
 from mmexp.connector.base import ConnectorConfig
 from mmexp.connector.mlp import IdentityConfig, MlpConfig
+from mmexp.connector.perceiver import Perceiver, PerceiverConfig
 from mmexp.connector.pool import AveragePool, AveragePoolConfig
+from mmexp.connector.qformer import Qformer, QformerConfig, QformerConnector
+from mmexp.connector.resampler import Resampler, ResamplerConfig
 
-__all__ = ["AveragePool", "AveragePoolConfig", "ConnectorConfig", "IdentityConfig", "MlpConfig"]
+__all__ = [
+    "AveragePool",
+    "AveragePoolConfig",
+    "ConnectorConfig",
+    "IdentityConfig",
+    "MlpConfig",
+    "Perceiver",
+    "PerceiverConfig",
+    "Qformer",
+    "QformerConfig",
+    "QformerConnector",
+    "Resampler",
+    "ResamplerConfig",
+]

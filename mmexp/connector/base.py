@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from mmexp.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -29,5 +31,20 @@ class ConnectorConfig(Protocol):
         ...
 
     def build(self, encoder: EncoderSpec, llm_width: int) -> nn.Module:
-        """Module with `forward(features: float[M, P, E]) -> float[M, N, D]`."""
+        """Module with `forward(features: float[M, P, E]) -> float[M, N, D]`.
+
+        Raises:
+            ConfigError: the widths do not go together, or `llm_width` is 0 (no LLM) and this connector needs one.
+        """
         ...
+
+
+def require_llm(llm_width: int) -> None:
+    """Raises ConfigError for a connector that only leads into an LLM when there is none."""
+    if llm_width == 0:
+        raise ConfigError(
+            "this connector leads into an LLM, and there is none",
+            expected="an LLM, or a connector that is of use without one",
+            where="connector",
+            fix="connector=qformer_full, or another llm",
+        )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from mmexp.connector.base import require_llm
 from mmexp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class MlpConfig:
     def build(self, encoder: EncoderSpec, llm_width: int) -> nn.Module:
         if self.depth < 1:
             raise ConfigError(f"{self.depth}", expected="at least 1", where="connector.depth")
+        require_llm(llm_width)
         layers: list[nn.Module] = [nn.Linear(encoder.width, llm_width)]
         for _ in range(self.depth - 1):
             layers += [nn.GELU(), nn.Linear(llm_width, llm_width)]
@@ -50,6 +52,7 @@ class IdentityConfig:
         return None if encoder.num_prefix else (encoder.grid[1], encoder.grid[0])
 
     def build(self, encoder: EncoderSpec, llm_width: int) -> nn.Module:
+        require_llm(llm_width)
         if encoder.width != llm_width:
             raise ConfigError(
                 f"encoder width {encoder.width}, LLM width {llm_width}",

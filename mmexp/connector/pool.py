@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from mmexp.connector.base import require_llm
 from mmexp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class AveragePoolConfig:
 
     def build(self, encoder: EncoderSpec, llm_width: int) -> AveragePool:
         self._check(encoder)
+        require_llm(llm_width)
         return AveragePool(encoder.grid, self.factor, encoder.width, llm_width)
 
     def _check(self, encoder: EncoderSpec) -> None:

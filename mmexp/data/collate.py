@@ -58,8 +58,10 @@ class Collator:
             **batch_tensors,
             **_stack_media(items),
             segment_lengths=tuple(tuple(len(item.input_ids) for item in row) for row in rows),
+            prompt_lengths=tuple(tuple(_prompt_length(item) for item in row) for row in rows),
             ids=tuple(item.id for item in items_or_blank),
             datasets=tuple(item.dataset for item in items_or_blank),
+            meta=tuple(item.meta for item in items_or_blank),
             num_supervised=int((batch_tensors["labels"] != IGNORE).sum()),
             dropped={reason: tuple(e.id for e in dropped if e.reason == reason) for reason in reasons},
             dropped_datasets={reason: tuple(e.dataset for e in dropped if e.reason == reason) for reason in reasons},
@@ -97,6 +99,12 @@ class Collator:
                     slot[number, start + run.start : start + run.start + run.length] = True
                 start = end
         return {"input_ids": input_ids, "labels": labels, "positions": positions, "slots": slots}
+
+
+def _prompt_length(item: Item) -> int:
+    """Positions in front of the first target; the first of all can be none (nothing predicts it)."""
+    targets = (item.labels[1:] != IGNORE).nonzero()
+    return 1 + int(targets[0]) if len(targets) else len(item.labels)
 
 
 def _stack_media(items: Sequence[Item]) -> dict[str, Any]:

@@ -69,9 +69,15 @@ class HfVisionConfig:
         return ImageTransform(size_px=self._size(config), fit=fit, **self._published_normalisation(mean, std))
 
     def build(self) -> HfVision:
-        if self.from_scratch:
-            return self.empty()
         config = self._vision_config()
+        drop = _FAMILIES[config.model_type] - self._num_prefix(config)
+        return HfVision(self.whole(), self._num_blocks(config), drop=drop)
+
+    def whole(self) -> Any:
+        """The transformers model with all its blocks: what an export writes beside the blocks that run."""
+        config = self._vision_config()
+        if self.from_scratch:
+            return _vision_class(config.model_type)(config).to(getattr(torch, self.dtype))
         source = hub.resolve(self.path, "encoder")
         model_class = _vision_class(config.model_type)
         try:
@@ -84,7 +90,7 @@ class HfVisionConfig:
             raise CheckpointError(
                 f"width {model.config.hidden_size}", expected=f"{config.hidden_size} as planned", where="encoder.path"
             )
-        return HfVision(model, self._num_blocks(config), drop=_FAMILIES[config.model_type] - self._num_prefix(config))
+        return model
 
     def empty(self) -> HfVision:
         """The module with random weights on the current default device: `torch.device('meta')` sizes it for free."""

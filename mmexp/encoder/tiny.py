@@ -14,6 +14,7 @@ from mmexp.encoder.transform import Fit, ImageTransform
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import CLIPVisionModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,15 @@ class TinyVisionConfig:
 
     def empty(self) -> HfVision:
         """The module with random weights on the current default device."""
+        return HfVision(self._fresh(), num_blocks=1, drop=1)
+
+    def whole(self) -> Any:
+        """The transformers model with both blocks."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return self._fresh()
+
+    def _fresh(self) -> CLIPVisionModel:
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
         config = CLIPVisionConfig(
@@ -53,4 +63,4 @@ class TinyVisionConfig:
             image_size=self.image_size_px,
             patch_size=self.patch_size_px,
         )
-        return HfVision(CLIPVisionModel(config), num_blocks=1, drop=1)
+        return CLIPVisionModel(config)

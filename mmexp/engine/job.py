@@ -57,6 +57,8 @@ class StageJob:
     policy: Mapping[str, Any]
     init_from: RunDir | None
     lora: LoraSettings
+    live_dropout: Sequence[str] = ()
+    """Frozen parts whose dropout stays active."""
     lr: float
     lr_by_part: Mapping[str, float]
     weight_decay: float
@@ -208,6 +210,7 @@ def _recipe(job: StageJob, num_steps: int) -> Recipe:
     return Recipe(
         policy=present,
         lora=job.lora,
+        live_dropout=job.live_dropout,
         lr=job.lr,
         lr_by_part=job.lr_by_part,
         weight_decay=job.weight_decay,

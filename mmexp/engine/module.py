@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule
 from mmexp.contracts import Batch, Losses
 from mmexp.engine.chain import Changed, load_weights
 from mmexp.engine.checkpoint import check_state, trained_names
+from mmexp.engine.gather import gather_rows
 from mmexp.engine.optim import AdamWCosineConfig, clip_and_check
 from mmexp.errors import DataError
 from mmexp.tuning import LoraSettings, TrainedPart, apply_policy, describe, parameter_groups
@@ -40,6 +41,8 @@ class Recipe:
     policy: Mapping[str, Any]
     """Part -> frozen, lora, full or a mapping of its children."""
     lora: LoraSettings = field(default_factory=LoraSettings)
+    live_dropout: Sequence[str] = ()
+    """Frozen parts whose dropout stays active."""
     lr: float
     """Peak learning rate."""
     lr_by_part: Mapping[str, float] = field(default_factory=dict)
@@ -112,9 +115,11 @@ class TrainingModule(LightningModule):
             self.model = self.plan.build()
             self.objective = self._objective_config.build(self.plan)
         self.objective.requires(self.plan)
+        if hasattr(self.objective, "gather"):
+            self.objective.gather = gather_rows
         if self.init_from is not None:
             self.changed = load_weights(self.parts(), self.init_from)
-        apply_policy(self.model, self.recipe.policy, self.recipe.lora)
+        apply_policy(self.model, self.recipe.policy, self.recipe.lora, self.recipe.live_dropout)
 
     def parts(self) -> dict[str, nn.Module]:
         """Encoder, connector, llm, ... and `objective` when it owns weights."""

@@ -65,7 +65,12 @@ def evaluate_run(
     generator.model.eval()
     results: Results = {}
     for name, benchmark in benchmarks.items():
-        sampling = Sampling(max_new_tokens=benchmark.max_new_tokens)
+        sampling = Sampling(
+            max_new_tokens=benchmark.max_new_tokens,
+            min_new_tokens=benchmark.min_new_tokens,
+            num_beams=benchmark.num_beams,
+            length_penalty=benchmark.length_penalty,
+        )
         chosen = None if splits is None else [split for split in splits if split in benchmark.splits]
         figures = evaluate(
             name, benchmark, lambda samples, s=sampling: generator.predict(samples, s), run.path, console, chosen

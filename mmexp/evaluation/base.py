@@ -48,6 +48,12 @@ class BenchmarkConfig(ABC):
     """Which of the model's predictors answers."""
     max_new_tokens: int = 32
     """Longest answer."""
+    min_new_tokens: int = 0
+    """Shortest answer."""
+    num_beams: int = 1
+    """Answers followed side by side (beam search); 1 is greedy."""
+    length_penalty: float = 1.0
+    """With beams: below 0 prefers short answers, above it long ones."""
     batch_size: int = 32
     """Samples given to the predictor at once."""
     limit: int | None = None
@@ -58,10 +64,13 @@ class BenchmarkConfig(ABC):
     def __post_init__(self) -> None:
         if unknown := [name for name in self.baselines if name not in BASELINES]:
             raise ConfigError(f"{unknown[0]!r}", expected=" or ".join(BASELINES), where="evaluation.*.baselines")
-        for key in ("batch_size", "max_new_tokens", "limit"):
+        for key in ("batch_size", "max_new_tokens", "num_beams", "limit"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"{value}", expected="at least 1", where=f"evaluation.*.{key}")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ConfigError(f"{self.min_new_tokens}", expected=f"0 to max_new_tokens={self.max_new_tokens}",
+                              where="evaluation.*.min_new_tokens")  # fmt: skip
 
     @abstractmethod
     def grade(self, samples: Sequence[Sample], predictions: Sequence[str]) -> Graded:

@@ -2,6 +2,21 @@
 
 from mmexp.llm.base import Llm, LlmConfig, Sampling
 from mmexp.llm.causal import CausalConfig, CausalLlm
+from mmexp.llm.checkpoint import LlmCheckpoint
+from mmexp.llm.none import NoLlm, NoLlmConfig
+from mmexp.llm.seq2seq import Seq2SeqConfig, Seq2SeqLlm
 from mmexp.llm.tiny import TinyLlmConfig
 
-__all__ = ["CausalConfig", "CausalLlm", "Llm", "LlmConfig", "Sampling", "TinyLlmConfig"]
+__all__ = [
+    "CausalConfig",
+    "CausalLlm",
+    "Llm",
+    "LlmCheckpoint",
+    "LlmConfig",
+    "NoLlm",
+    "NoLlmConfig",
+    "Sampling",
+    "Seq2SeqConfig",
+    "Seq2SeqLlm",
+    "TinyLlmConfig",
+]

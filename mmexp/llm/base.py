@@ -38,6 +38,12 @@ class Sampling:
 
     max_new_tokens: int = 64
     """Longest answer."""
+    min_new_tokens: int = 0
+    """Shortest answer: until then no token may end it."""
+    num_beams: int = 1
+    """Answers that are followed side by side (beam search); 1 takes the most likely token each time."""
+    length_penalty: float = 1.0
+    """With beams, an answer's log-probability is divided by its length to this power: below 0 prefers short ones."""
     temperature: float = 0.0
     """0 takes the most likely token; higher is more random."""
     top_p: float = 1.0
@@ -59,8 +65,18 @@ class Llm(Protocol):
         """int64[B, T] to float[B, T, D]."""
         ...
 
-    def hidden(self, embeds: Tensor, positions: Tensor, segment_lengths: Sequence[Sequence[int]]) -> Tensor:
-        """float[B, T, D] to the last hidden states float[B, T, D]; attention stays inside segments."""
+    def hidden(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        segment_lengths: Sequence[Sequence[int]],
+        prompt_lengths: Sequence[Sequence[int]],
+    ) -> Tensor:
+        """float[B, T, D] to the last hidden states float[B, T, D], each of which predicts the token behind it.
+
+        Attention stays inside segments. `prompt_lengths` says, per row and segment, how many positions stand in front
+        of the first target: an encoder-decoder reads them with its encoder, a decoder-only LLM has no use for it.
+        """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:

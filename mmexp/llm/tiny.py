@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmexp.llm.causal import CausalLlm, empty_llm, spec_of
+from mmexp.llm.causal import CausalLlm, empty_llm
+from mmexp.llm.checkpoint import spec_of
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig

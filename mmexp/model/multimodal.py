@@ -34,8 +34,12 @@ class Branch(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """float[M, ...] to soft tokens float[M, N, D]."""
+        return self.connector(self.features(values))
+
+    def features(self, values: Tensor) -> Tensor:
+        """float[M, ...] to what the connector is given, float[M, P, E]."""
         features = self.encoder(values)
-        return self.connector(features.to(dtype_of(self.connector, features.dtype)))
+        return features.to(dtype_of(self.connector, features.dtype))
 
     @property
     def newline(self) -> Tensor | None:
@@ -64,7 +68,7 @@ class MultimodalModel(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """The last hidden states of every position, and the soft tokens."""
         embeds, soft = self.embed(batch)
-        hidden = self.llm.hidden(embeds, batch.positions, batch.segment_lengths)
+        hidden = self.llm.hidden(embeds, batch.positions, batch.segment_lengths, batch.prompt_lengths)
         return Output(hidden=hidden, soft=soft)
 
     def embed(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -161,6 +161,8 @@ class Plan(PromptPlan):
                 expected=f"at most {self.spec.max_length_tokens}, the LLM's longest sequence",
                 where="processor.max_length_tokens",
             )
+        if self.spec.reads_apart:
+            self.template.check_apart(self.spec.model_type)
         for branch in self.inputs.values():
             with torch.device("meta"):
                 branch.connector.build(branch.spec, self.spec.width)

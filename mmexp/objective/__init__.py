@@ -1,10 +1,13 @@
 """Objectives: what is minimised, kept apart from the model and from the trainer."""
 
 from mmexp.objective.base import Objective, ObjectiveConfig
+from mmexp.objective.blip2 import Blip2Represent, Blip2RepresentConfig
 from mmexp.objective.next_token import NextToken, NextTokenConfig
 from mmexp.objective.region_contrastive import RegionContrastive, RegionContrastiveConfig
 
 __all__ = [
+    "Blip2Represent",
+    "Blip2RepresentConfig",
     "NextToken",
     "NextTokenConfig",
     "Objective",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mmexp.contracts import Batch, Losses
     from mmexp.model import MultimodalModel, Plan
 
@@ -17,8 +19,16 @@ class ObjectiveConfig(Protocol):
         ...
 
 
+def alone(rows: Tensor, with_gradient: bool = False) -> tuple[Tensor, int]:
+    """The `Gather` of one rank: nothing is joined."""
+    return rows, 0
+
+
 class Objective(Protocol):
-    """What the training module calls on every micro-batch."""
+    """What the training module calls on every micro-batch.
+
+    One that needs other ranks has an attribute `gather`, at first `alone`; the engine puts the real one there.
+    """
 
     def requires(self, plan: Plan) -> None:
         """Raises ConfigError before weights load when this model cannot have this loss."""

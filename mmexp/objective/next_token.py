@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from mmexp.contracts import IGNORE, Batch, Losses
+from mmexp.errors import ConfigError
 
 if TYPE_CHECKING:
     from mmexp.model import MultimodalModel, Plan
@@ -29,7 +30,10 @@ class NextToken(nn.Module):
     """The only place where labels are shifted by one; logits exist at supervised positions only."""
 
     def requires(self, plan: Plan) -> None:
-        """Every plan with an LLM can predict tokens."""
+        """Raises ConfigError when there is no LLM."""
+        if plan.spec.width == 0:
+            raise ConfigError("no LLM", expected="an LLM, which predicts the tokens", where="llm",
+                              fix="another objective, or an LLM")  # fmt: skip
 
     def forward(self, model: MultimodalModel, batch: Batch) -> Losses:
         """Loss sum and number of supervised tokens, named `lm`."""

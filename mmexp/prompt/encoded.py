@@ -25,19 +25,25 @@ class Encoded:
         self.ids += ids
         self.supervised += supervised
 
-    def limit_answers(self, longest: int | None, side: Literal["right", "left"]) -> None:
+    def limit_answers(self, longest: int | None, side: Literal["right", "left", "before_end"]) -> None:
         """Cuts every stretch of supervised tokens to `longest` tokens and counts what is gone.
 
         Args:
             longest: None for no limit.
-            side: Which end of a stretch is cut.
+            side: Which end of a stretch is cut; `before_end` cuts in front of its last token.
         """
         if longest is None:
             return
         kept: list[int] = []
         for supervised, group in groupby(range(len(self.ids)), key=self.supervised.__getitem__):
             places = list(group)
-            kept += places if not supervised else places[:longest] if side == "right" else places[-longest:]
+            if supervised and len(places) > longest:
+                places = {
+                    "right": places[:longest],
+                    "left": places[-longest:],
+                    "before_end": [*places[: longest - 1], places[-1]],
+                }[side]
+            kept += places
         cut = len(self.ids) - len(kept)
         self.num_cut_tokens += cut
         if cut:

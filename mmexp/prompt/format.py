@@ -13,7 +13,7 @@ from mmexp.errors import ConfigError
 _MARK = re.compile(r"\{\{|\}\}|\{[^{}]+\}|[{}]")
 PIECE, LOSS, NO_LOSS = "piece", "loss", "/loss"
 _SWITCHES = (PIECE, LOSS, NO_LOSS)
-_VALUES = ("turn", "medium", "number", "phrase", "boxes", "x1", "y1", "x2", "y2")
+_VALUES = ("turn", "prefix", "medium", "number", "phrase", "boxes", "x1", "y1", "x2", "y2")
 Kind = Literal["text", "control", "value", "switch"]
 
 
@@ -29,11 +29,12 @@ class Piece:
 def parse_format(text: str) -> tuple[Piece, ...]:
     """Parses a template format such as `"USER: {turn} "`.
 
-    Values: `{turn}` is what was said, `{medium}` the slots of a medium, `{number}` its place in the conversation from
-    1, and `{phrase}`, `{boxes}`, `{x1}`, `{y1}`, `{x2}`, `{y2}` belong to regions. Control tokens: `{bos}` and `{eos}`
-    by role, any other name in braces (`{<|im_start|>}`) by its literal name; with a question mark (`{bos?}`) nothing is
-    written for a tokenizer that lacks it. Switches: `{piece}` tokenises what follows on its own, as at the start of a
-    text; `{loss}` and `{/loss}` turn supervision on and off until the end of the format. `{{` and `}}` are braces.
+    Values: `{turn}` is what was said, `{prefix}` the first words of an answer, which its `{turn}` then lacks,
+    `{medium}` the slots of a medium, `{number}` its place in the conversation from 1, and `{phrase}`, `{boxes}`,
+    `{x1}`, `{y1}`, `{x2}`, `{y2}` belong to regions. Control tokens: `{bos}` and `{eos}` by role, any other name in
+    braces (`{<|im_start|>}`) by its literal name; with a question mark (`{bos?}`) nothing is written for a tokenizer
+    that lacks it. Switches: `{piece}` tokenises what follows on its own, as at the start of a text; `{loss}` and
+    `{/loss}` turn supervision on and off until the end of the format. `{{` and `}}` are braces.
 
     Raises:
         ConfigError: a brace that belongs to no mark.

@@ -42,6 +42,12 @@ def to_jinja(template: ChatTemplate, tokenizer: SegmentTokenizer, placeholder: s
             where="template.prompts",
             fix="template.prompts=[] and write the instruction into the user turn",
         )
+    if template.splits_answers:
+        raise ConfigError(
+            f"{template.name} moves the first words of an answer to its prompt, which only training does",
+            expected="an assistant_prompt without {prefix}",
+            where="template.assistant_prompt",
+        )
     before = (template.assistant_prompt or template.user)[-1:]
     if tokenizer.puts_prefix_space and before == " " and template.assistant_answer.startswith(f"{{{PIECE}}}"):
         raise ConfigError(

@@ -40,8 +40,12 @@ class Rendering:
         late, inside = template.begin_place == "after_media", template.system_place == "first_user"
         segments = ([] if late else begin) + ([] if inside else head)
         begin, head = begin if late else [], head if inside else []
-        for turn in rest:
-            segments += self._user(turn, begin, head) if turn.role != "assistant" else self._assistant(turn)
+        last = max((place for place, turn in enumerate(rest) if turn.role == "assistant"), default=0)
+        for place, turn in enumerate(rest):
+            if turn.role == "assistant":
+                segments += self._assistant(turn, supervised=template.supervise == "all" or place == last)
+            else:
+                segments += self._user(turn, begin, head)
             begin, head = [], []
         segments += begin + head
         if generation_prompt:
@@ -57,11 +61,12 @@ class Rendering:
         self.user = self.template.next_user or self.user
         return segments
 
-    def _assistant(self, turn: Turn) -> list[Segment]:
+    def _assistant(self, turn: Turn, supervised: bool) -> list[Segment]:
         template = self.template
-        parts = strip(turn.parts) if template.strip else turn.parts
-        prompt = self._fill(template.assistant_prompt)
-        says = says_something(parts)
+        parts: Sequence[Part] = strip(turn.parts) if template.strip else turn.parts
+        prefix, parts = split(parts, self.key) if template.splits_answers else ((), parts)
+        prompt = self._fill(template.assistant_prompt, prefix)
+        says = supervised and says_something(parts)
         answer = self._fill(template.assistant_answer, parts, supervised=says, silent=not says)
         return [*prompt, *answer, *self._fill(template.assistant_end)]
 
@@ -140,8 +145,24 @@ def _segment(piece: Piece, loss: bool) -> Segment:
 
 def choose(prompts: Sequence[str], key: str) -> str:
     """The prompt of a sample: the same in every epoch, process and version of Python."""
-    drawn = int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-    return prompts[drawn % len(prompts)]
+    return prompts[_draw(key) % len(prompts)]
+
+
+def split(parts: Sequence[Part], key: str) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    """An answer's first words, between one and half of them as its sample's id draws, and the rest.
+
+    An answer of one word, or with boxes in it, is not split.
+    Source: the authors of BLIP-2 on the prefix of stage 2, salesforce/LAVIS issue 139.
+    """
+    words = "".join(part.text for part in parts if isinstance(part, Text)).split()
+    if len(words) < 2 or not all(isinstance(part, Text) for part in parts):
+        return (), tuple(parts)
+    length = 1 + _draw(key) % (len(words) // 2)
+    return (Text(text=" ".join(words[:length])),), (Text(text=" ".join(words[length:])),)
+
+
+def _draw(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def says_something(parts: Sequence[Part]) -> bool:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from mmexp.contracts import Segment, Turn
 from mmexp.errors import ConfigError
-from mmexp.prompt.format import Piece, check_format, controls_of, parse_format
+from mmexp.prompt.format import LOSS, NO_LOSS, Piece, check_format, controls_of, parse_format
 from mmexp.prompt.region import RegionFormat
 from mmexp.prompt.render import Rendering
 
@@ -18,7 +18,8 @@ _CHOICES = {
     "after_medium": ("fresh", "continued"),
     "system_place": ("front", "first_user"),
     "user_text": ("keep", "drop"),
-    "answer_cut": ("right", "left"),
+    "answer_cut": ("right", "left", "before_end"),
+    "supervise": ("all", "last"),
 }
 
 
@@ -48,11 +49,14 @@ class ChatTemplate:
     next_user: str | None = None
     """A user turn behind an answer; null for the same as the first (MiniGPT-4: the answer's `###` opens it already)."""
     assistant_prompt: str = "ASSISTANT:"
-    """Before an answer; also the end of a generation prompt."""
+    """Before an answer; also the end of a generation prompt. `{prefix}` takes some of the answer's first words, at
+    least one and at most half, as many as the sample's id draws; a generation prompt has none of them."""
     assistant_answer: str = " {turn}{eos}"
     """The answer, which carries loss (but not behind `{/loss}`). One that says nothing is written, not supervised."""
     assistant_end: str = ""
     """After the answer, not supervised."""
+    supervise: Literal["all", "last"] = "all"
+    """Which answers of a conversation carry loss; an encoder-decoder reads all but the last one."""
     end: str = ""
     """Once, behind the last answer; never in a generation prompt."""
     medium: str = "{medium}"
@@ -76,15 +80,16 @@ class ChatTemplate:
     """Text that ends an answer when generating, for templates whose answer has no closing special token."""
     max_answer_tokens: int | None = None
     """Longest stretch of tokens with loss, end mark included: what is longer loses its end mark too, as published."""
-    answer_cut: Literal["right", "left"] = "right"
-    """Which end of an over-long answer is cut."""
+    answer_cut: Literal["right", "left", "before_end"] = "right"
+    """Which end of an over-long answer is cut; `before_end` cuts in front of its last token, the end mark."""
     new_tokens: tuple[str, ...] = ()
     """Special tokens that the recipe adds to a tokenizer which lacks them; the LLM's embedding must have their rows."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError when a format cannot be parsed, has a mark too often or in the wrong place."""
-        for name in ("begin", "assistant_prompt", "assistant_end", "end"):
+        for name in ("begin", "assistant_end", "end"):
             check_format(getattr(self, name), f"template.{name}", {})
+        check_format(self.assistant_prompt, "template.assistant_prompt", {"prefix": False})
         for name in ("system", "user", "user_without_media", "next_user", "assistant_answer"):
             if getattr(self, name) is not None:
                 check_format(getattr(self, name), f"template.{name}", {"turn": name != "system"})
@@ -119,6 +124,29 @@ class ChatTemplate:
         pieces = parse_format(self.assistant_answer)
         turn = pieces.index(Piece("value", "turn"))
         return tuple(piece.value for piece in pieces[turn:] if piece.kind == "control")
+
+    @property
+    def splits_answers(self) -> bool:
+        """Whether the first words of an answer belong to its prompt."""
+        return Piece("value", "prefix") in parse_format(self.assistant_prompt)
+
+    def check_apart(self, reader: str) -> None:
+        """Raises ConfigError unless a prompt and the answer to it are two texts with an end each.
+
+        Args:
+            reader: The architecture that reads the one and writes the other, for the message.
+        """
+        prompt, answer = parse_format(self.assistant_prompt), parse_format(self.assistant_answer)
+        end = Piece("control", "eos")
+        apart = prompt[-1:] == answer[-1:] == (end,) and not self.assistant_end and not self.end
+        if not apart or self.supervise != "last" or any(piece.value in (LOSS, NO_LOSS) for piece in answer):
+            raise ConfigError(
+                f"{self.name} writes prompt and answer as one text, and {reader} reads the one and writes the other",
+                expected="assistant_prompt and assistant_answer that end with {eos}, loss on all of the answer, nothing"
+                " behind it, and supervise: last",
+                where="template",
+                fix="template=blip2_t5_vqa",
+            )
 
     def render(self, turns: Sequence[Turn], generation_prompt: bool = False, key: str = "") -> list[Segment]:
         """Segments of a conversation, in reading order.

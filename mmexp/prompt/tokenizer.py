@@ -112,8 +112,10 @@ class SegmentTokenizer:
             self._ids_of(name)
 
     def stop_ids(self, template: ChatTemplate) -> tuple[int, ...]:
-        """Ids that end generation: what closes an answer, and the tokenizer's own end."""
+        """Ids that end generation: what closes an answer, the stop text if it is one token, the tokenizer's own end."""
         ids = [index for name in template.stop_controls for index in self._ids_of(name)]
+        text = self._tokenize(template.stop, False)[0] if template.stop else []
+        ids += text if len(text) == 1 else []
         return tuple(dict.fromkeys(ids + [index for index in [self._roles["eos"]] if index is not None]))
 
     def encode(self, segments: Sequence[Segment], slot_lengths: Mapping[str, int | SlotLength]) -> Encoded:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,29 +25,43 @@ class TrainedPart:
 
     name: str
     policy: str
-    """frozen, lora, full, or `mixed` when the tree goes deeper."""
+    """frozen, lora, full, or `mixed` when the tree goes deeper; and what is special about it."""
     num_parameters: int
     num_trained: int
     lr: float
     """Peak learning rate; 0 when nothing of the part trains."""
 
 
-def apply_policy(model: MultimodalModel, policy: Mapping[str, PolicyTree], lora: LoraSettings) -> dict[str, nn.Module]:
+def apply_policy(
+    model: MultimodalModel, policy: Mapping[str, PolicyTree], lora: LoraSettings, live_dropout: Sequence[str] = ()
+) -> dict[str, nn.Module]:
     """Freezes, opens and adapts the parts of `model` in place; returns the parts by name.
 
     A string covers its subtree; a mapping must name every child. Frozen modules are put in eval mode once, and
     Lightning keeps that mode.
+
+    Args:
+        policy: What trains.
+        lora: The numbers of adapters.
+        live_dropout: Parts that stay in train mode although they are frozen.
 
     Raises:
         ConfigError: every name that is missing or unknown, all at once.
     """
     parts = model.parts()
     errors: list[MmexpError] = list(_name_errors(policy, list(parts), "stage.policy"))
+    errors += [
+        ConfigError(f"no part {name!r}", expected=", ".join(parts), where="stage.live_dropout")
+        for name in live_dropout
+        if name not in parts
+    ]
     for name, module in parts.items():
         if name in policy:
             errors += _apply(module, policy[name], f"stage.policy.{name}", lora)
     if errors:
         raise ConfigError.collect(errors)
+    for name in live_dropout:
+        parts[name].train()
     return parts
 
 
@@ -99,13 +113,18 @@ def describe(
         rows.append(
             TrainedPart(
                 name=name,
-                policy=tree if isinstance(tree, str) else "mixed",
+                policy=_policy_in_words(module, tree, trained),
                 num_parameters=sum(p.numel() for p in module.parameters()),
                 num_trained=trained,
                 lr=lr_by_part.get(name, lr) if trained else 0.0,
             )
         )
     return rows
+
+
+def _policy_in_words(module: nn.Module, tree: PolicyTree, trained: int) -> str:
+    name = tree if isinstance(tree, str) else "mixed"
+    return f"{name}, dropout active" if module.training and not trained else name
 
 
 def parameter_groups(

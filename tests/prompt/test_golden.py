@@ -26,6 +26,9 @@ CASES = {
     "blip2_align": ("opt", [("annotations", "llava_pretrain.json", 3)]),
     "blip2_caption": ("opt", [("annotations", "llava_pretrain.json", 3)]),
     "blip2_vqa": ("opt", [("annotations", "llava_instruct.json", 2)]),
+    "blip2_t5_align": ("llama2", [("annotations", "llava_pretrain.json", 3)]),
+    "blip2_t5_caption": ("llama2", [("annotations", "llava_pretrain.json", 3)]),
+    "blip2_t5_vqa": ("llama2", [("annotations", "llava_instruct.json", 2)]),
     "qwen_vl": ("qwen", [("annotations", "llava_instruct.json", 2), ("text", "mllm_demo_conversations.json", 4)]),
     "qwen25": ("qwen", [("annotations", "llava_instruct.json", 1)]),
     "internlm2": (

@@ -83,6 +83,8 @@ def test_strip_removes_only_outer_white_space(chatml):
         ({"user": "{number}{turn}"}, "template.user"),
         ({"next_user": "x"}, "template.next_user"),
         ({"begin_place": "after_media"}, "template.media"),
+        ({"assistant_answer": "{prefix}{turn}"}, "template.assistant_answer"),
+        ({"supervise": "first"}, "template.supervise"),
         ({"max_answer_tokens": 0}, "template.max_answer_tokens"),
         ({"prompts": (" ",)}, "template.prompts"),
     ],
@@ -122,6 +124,7 @@ FORMS = {
     "mistral": "<bos>[INST] <<SYS>>\nS\n<</SYS>>\n\n[img]\nq1 [/INST] a1 <eos>[INST] q2 [/INST] a2 <eos>",
     "minigptv2": "<bos>[INST] S <Img>[img]</Img> q1  [/INST]a1<eos><bos>[INST] q2  [/INST]a2<eos>",
     "blip2_vqa": "S [img]<bos>Question: q1 Answer: a1\nQuestion: q2 Answer: a2\n",
+    "blip2_t5_vqa": "S [img]Question: q1 Short answer:<eos>a1<eos>Question: q2 Short answer:<eos>a2<eos>",
     "internlm2": "<bos?><|im_start|>system\nS<|im_end|><|im_start|>user\n<img>[img]</img>\nq1<|im_end|>"
     "<|im_start|>assistant\na1<|im_end|><|im_start|>user\nq2<|im_end|><|im_start|>assistant\na2<|im_end|>",
     "qwen_vl": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nPicture 1: <img>[img]</img>\nq1<|im_end|>\n"
@@ -164,6 +167,34 @@ def test_a_prompt_is_drawn_once_per_sample_and_only_where_nothing_is_said():
     assert "mine" not in written(
         load_template("minigpt4", user_text="drop").render([turn("user", PICTURE, "mine")], True)
     )
+
+
+def test_only_the_last_answer_is_written_by_an_encoder_decoder():
+    segments = load_template("blip2_t5_vqa").render(TWO_ROUNDS)
+    assert written(segment for segment in segments if segment.supervised) == "a2<eos>"
+
+
+def test_first_words_of_a_caption_go_to_its_prompt():
+    template = load_template("blip2_t5_align")
+    caption = [turn("user", "Say it.", PICTURE), turn("assistant", "a red  cat on a mat")]
+    found = {written(template.render(caption, key=str(number))) for number in range(40)}
+    assert found == {
+        "[img]a<eos>red cat on a mat<eos>",
+        "[img]a red<eos>cat on a mat<eos>",
+        "[img]a red cat<eos>on a mat<eos>",
+    }
+    assert written(template.render(caption, key="7")) == written(template.render(caption, key="7"))
+    assert written(template.render(caption[:1], generation_prompt=True)) == "[img]<eos>"
+    assert written(template.render([caption[0], turn("assistant", "cat")])) == "[img]<eos>cat<eos>"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_templates_that_write_prompt_and_answer_as_one_text_are_named(name):
+    if name.startswith("blip2_t5"):
+        load_template(name).check_apart("t5")
+    else:
+        with pytest.raises(ConfigError, match=f"{name} writes prompt and answer as one text"):
+            load_template(name).check_apart("t5")
 
 
 def test_bos_stands_behind_the_pictures_only_where_it_is_said():

@@ -37,6 +37,17 @@ def test_leaves_open_and_freeze_whole_parts() -> None:
     assert parts["connector"].training
 
 
+def test_a_frozen_part_can_keep_its_dropout() -> None:
+    net, policy = model(), {"encoder": "frozen", "connector": "full", "llm": "frozen"}
+    parts = apply_policy(net, policy, LORA, live_dropout=["llm"])
+    assert trained(parts["llm"]) == 0
+    assert [part.training for part in parts.values()] == [False, True, True]
+    table = describe(parts, policy, 1e-3, {})
+    assert [row.policy for row in table] == ["frozen", "full", "frozen, dropout active"]
+    with pytest.raises(ConfigError, match=r"stage\.live_dropout"):
+        apply_policy(model(), policy, LORA, live_dropout=["lm"])
+
+
 def test_a_mapping_reaches_children_and_must_name_them_all() -> None:
     net = model()
     parts = apply_policy(

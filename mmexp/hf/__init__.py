@@ -1,0 +1,7 @@
+"""To and from transformers: names of tensors, configs, processors, and the proof that both sides say the same."""
+
+from mmexp.hf.adapter import export_adapter
+from mmexp.hf.verify import Agreement
+from mmexp.hf.write import LlavaExport
+
+__all__ = ["Agreement", "LlavaExport", "export_adapter"]

@@ -1,0 +1,189 @@
+"""An export is done when transformers, reading the folder alone, says what our model says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmexp.contracts import Item, Medium, Part, Text, Turn
+from mmexp.data import Collator
+from mmexp.errors import CheckpointError
+from mmexp.llm import Sampling
+from mmexp.prompt import load_image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from mmexp.model import MultimodalModel, Plan
+
+NUM_NEW_TOKENS = 24
+PIXEL_LIMIT = 0.1
+"""Largest mean difference of normalised pixels: about seven of 255 grey levels. Resizing differs by far less."""
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A question about a picture, and what our model makes of it."""
+
+    turns: tuple[Turn, ...]
+    item: Item
+    soft: Tensor
+    """float[N, D]"""
+    logits: Tensor
+    """float[T, V]"""
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """The largest differences over all probes."""
+
+    num_probes: int
+    logits: float
+    """Of logits, with the same pixels, on both sides."""
+    scale: float
+    """Largest logit, for comparison."""
+    tolerance: float
+    """What `logits / max(1, scale)` had to stay below."""
+    pixels: float
+    """Of normalised pixels, ours and those of the exported image processor."""
+    mean_pixels: float
+    """Mean of the same."""
+    answers: tuple[str, ...]
+    """Greedy answers, equal on both sides."""
+
+
+def tolerance_of(model: MultimodalModel) -> float:
+    """How far logits may differ, in shares of the largest one, by the least exact dtype of the weights."""
+    return max(_TOLERANCE.get(parameter.dtype, 1e-4) for parameter in model.parameters())
+
+
+@torch.inference_mode()
+def take_probes(plan: Plan, model: MultimodalModel, questions: Sequence[tuple[Turn, ...]]) -> list[Probe]:
+    """Runs our model, in eval mode on the CPU, on conversations that end with a user turn and show one picture each."""
+    collate = Collator(pad_id=plan.tokenizer.pad_id, row="padded")
+    probes = []
+    for number, turns in enumerate(questions):
+        item = plan.processor.encode_prompt(turns, id=f"probe {number}")
+        batch = collate([item])
+        output = model(batch)
+        sampling = Sampling(
+            max_new_tokens=NUM_NEW_TOKENS, stop=plan.template.stop, stop_ids=plan.tokenizer.stop_ids(plan.template)
+        )
+        answer = model.generate(batch, plan.hf_tokenizer, sampling)[0]
+        logits = model.llm.logits(output.hidden)[0].float()
+        probes.append(Probe(turns=turns, item=item, soft=output.soft["image"][0].float(), logits=logits, answer=answer))
+    return probes
+
+
+@torch.inference_mode()
+def compare(folder: Path, probes: Sequence[Probe], stop: str | None, tolerance: float) -> Agreement:
+    """Reloads the folder with transformers' Auto classes and compares ids, pixels, soft tokens, logits and answers.
+
+    Raises:
+        CheckpointError: something differs by more than the tolerance; it says where that begins.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor: Any = AutoProcessor.from_pretrained(folder)
+    model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(kind):
+            raise _differs(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(info[kind])[:4]))}", folder)
+    model = model.eval()
+    worst = {"logits": 0.0, "scale": 0.0, "pixels": 0.0, "mean_pixels": 0.0}
+    for probe in probes:
+        inputs = processor.apply_chat_template(
+            [_message(turn) for turn in probe.turns],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        _same_ids(probe, inputs["input_ids"][0], processor, folder)
+        found = _pixel_differences(probe, inputs, folder)
+        found |= _same_logits(probe, inputs, model, tolerance, folder)
+        _same_answer(probe, inputs, model, processor, stop, folder)
+        worst = {name: max(value, found[name]) for name, value in worst.items()}
+    answers = tuple(probe.answer for probe in probes)
+    return Agreement(num_probes=len(probes), tolerance=tolerance, answers=answers, **worst)
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    """A turn as transformers' processors take it."""
+    return {"role": turn.role, "content": [_content(part) for part in turn.parts]}
+
+
+def _content(part: Part) -> dict[str, Any]:
+    if isinstance(part, Medium):
+        return {"type": "image", "image": picture(part)}
+    assert isinstance(part, Text)
+    return {"type": "text", "text": part.text}
+
+
+def picture(medium: Medium) -> Image:
+    """The whole picture, upright."""
+    return load_image(medium.source, "probe")
+
+
+def _same_ids(probe: Probe, theirs: Tensor, processor: Any, folder: Path) -> None:
+    ours = probe.item.input_ids.clone()
+    for run in probe.item.runs:
+        ours[run.start : run.start + run.length] = processor.image_token_id
+    shorter = min(len(ours), len(theirs))
+    different = (ours[:shorter] != theirs[:shorter]).nonzero().flatten().tolist()
+    if different or len(ours) != len(theirs):
+        at = different[0] if different else shorter
+        here, there = (processor.tokenizer.convert_ids_to_tokens(ids[at : at + 4].tolist()) for ids in (ours, theirs))
+        raise _differs(f"the prompts differ from token {at} on: {here}, there {there}", folder)
+
+
+def _pixel_differences(probe: Probe, inputs: Any, folder: Path) -> dict[str, float]:
+    ours, theirs = torch.stack(probe.item.media["image"]), inputs["pixel_values"].float()
+    if ours.shape != theirs.shape:
+        raise _differs(f"pixels are {tuple(ours.shape)}, there {tuple(theirs.shape)}", folder)
+    distance = (ours - theirs).abs()
+    found = {"pixels": float(distance.max()), "mean_pixels": float(distance.mean())}
+    if found["mean_pixels"] > PIXEL_LIMIT:
+        raise _differs(f"pixels differ by {found['mean_pixels']:.3f} on average (normalised)", folder)
+    return found
+
+
+def _same_logits(probe: Probe, inputs: Any, model: Any, tolerance: float, folder: Path) -> dict[str, float]:
+    """With our pixels, so that nothing but the two models is compared."""
+    inputs["pixel_values"] = torch.stack(probe.item.media["image"]).to(model.dtype)
+    output = model(**inputs)
+    soft = output.image_hidden_states.float().reshape(probe.soft.shape)
+    own = (soft - probe.soft).abs().max() / max(1.0, float(probe.soft.abs().max()))
+    if not own <= tolerance:
+        raise _differs(f"soft tokens differ by {float(own):.2g} of the largest; encoder or connector", folder)
+    theirs = output.logits[0].float()[:, : probe.logits.shape[1]]
+    distance, scale = (theirs - probe.logits).abs().amax(1), float(probe.logits.abs().max())
+    if not float(distance.max()) <= tolerance * max(1.0, scale):
+        at = int((distance > tolerance * max(1.0, scale)).nonzero()[0]) if distance.isfinite().all() else 0
+        raise _differs(f"logits differ from token {at} on, by up to {float(distance.max()):.2g}; the LLM", folder)
+    return {"logits": float(distance.max()), "scale": scale}
+
+
+def _same_answer(probe: Probe, inputs: Any, model: Any, processor: Any, stop: str | None, folder: Path) -> None:
+    ids = model.generate(**inputs, max_new_tokens=NUM_NEW_TOKENS)[0, inputs["input_ids"].shape[1] :]
+    text = processor.tokenizer.decode(ids, skip_special_tokens=True)
+    text = (text.split(stop)[0] if stop else text).strip()
+    if text != probe.answer:
+        raise _differs(f"answers {text!r}, ours {probe.answer!r}", folder)
+
+
+def _differs(found: str, folder: Path) -> CheckpointError:
+    return CheckpointError(
+        found,
+        expected="what the run's own model gives",
+        where=f"export, read back by transformers from {folder}",
+        fix="this is a defect of the export, or weights changed while it ran: keep the folder and report it",
+    )

@@ -1,0 +1,127 @@
+"""What every LLM from a checkpoint has in common: where its files are, its tokenizer, and how it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmexp import hub
+from mmexp.contracts import LlmSpec
+from mmexp.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlmCheckpoint:
+    """An LLM by hub id or local folder."""
+
+    path: str
+    """Hub id or folder of a transformers checkpoint."""
+    tokenizer: str | None = None
+    """Hub id or folder of the tokenizer, when it is not beside the weights. With it `mmexp.preview` needs no LLM."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """How the weights are stored; a part that trains wants float32."""
+    from_scratch: bool = False
+    """Takes the architecture of `path` (its config.json) with random weights."""
+
+    def load_tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+        if self.tokenizer is not None:
+            return load_tokenizer(self.tokenizer)
+        return _read_tokenizer(hub.resolve(self.path, "llm"), self.path, self.revision)
+
+    def read_config(self) -> PretrainedConfig:
+        """The config.json as transformers has it.
+
+        Raises:
+            ConfigError: there is none, or it names no architecture.
+        """
+        from transformers import AutoConfig
+
+        raw = hub.read_config(self.path, self.revision, "llm")
+        if "model_type" not in raw:
+            raise ConfigError(f"{self.path}: config.json has no model_type", where="llm.path")
+        return AutoConfig.for_model(**raw)
+
+    def load(self, kind: Any, width: int, **settings: Any) -> Any:
+        """The model with its weights.
+
+        Args:
+            kind: The class of transformers that loads it (`AutoModelForCausalLM`, ...).
+            width: D as planned.
+            settings: Further arguments of `from_pretrained`.
+
+        Raises:
+            CheckpointError: the files cannot be read, or belong to another model than the plan's.
+        """
+        import torch
+
+        try:
+            model = kind.from_pretrained(
+                hub.resolve(self.path, "llm"),
+                revision=self.revision,
+                dtype=getattr(torch, self.dtype),
+                trust_remote_code=False,
+                **settings,
+            )
+        except (OSError, ValueError) as error:
+            raise hub.unavailable(self.path, error, "llm", CheckpointError) from error
+        found = spec_of(model.config).width
+        if found != width:
+            raise CheckpointError(f"width {found}", expected=f"{width} as planned", where="llm.path")
+        return model
+
+
+def spec_of(config: PretrainedConfig) -> LlmSpec:
+    """The spec that a transformers config implies."""
+    text = config.get_text_config()
+    return LlmSpec(
+        width=getattr(text, "word_embed_proj_dim", None) or text.hidden_size,  # OPT-350m embeds narrower than it thinks
+        vocab_size=text.vocab_size,
+        max_length_tokens=getattr(text, "max_position_embeddings", None) or 2**31 - 1,
+        model_type=config.model_type,
+        reads_apart=bool(config.is_encoder_decoder),
+    )
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> Any:
+    """The transformers tokenizer of a hub id, or of a folder that need not hold a model.
+
+    Raises:
+        ConfigError: written as a folder that does not exist or holds no tokenizer.
+        CheckpointError: it cannot be read.
+    """
+    return _read_tokenizer(_tokenizer_folder(source), source, revision)
+
+
+def _read_tokenizer(local: str, source: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(local, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise hub.unavailable(source, error, "llm", CheckpointError) from error
+
+
+def _tokenizer_folder(source: str) -> str:
+    """The folder of a tokenizer alone (no config.json is needed), or the hub id as it is.
+
+    Raises:
+        ConfigError: written as a folder that does not exist or holds no tokenizer.
+    """
+    folder = Path(source).expanduser()
+    if not hub.is_local(source):
+        return source
+    if not folder.is_dir():
+        raise ConfigError(f"no such folder: {source}", where="llm.tokenizer",
+                          fix="check the path, or give a hub id owner/name")  # fmt: skip
+    if not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+        names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        raise ConfigError(f"{source} holds {names}", expected="a folder with tokenizer.json or tokenizer_config.json",
+                          where="llm.tokenizer")  # fmt: skip
+    return str(folder)
