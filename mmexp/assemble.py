@@ -46,9 +46,12 @@ class Experiment:
 
     @property
     def benchmarks(self) -> dict[str, BenchmarkConfig]:
-        """The benchmarks that belong to a stage of this kind."""
-        kind = self.checked.spine.stage.kind
-        return {name: b for name, b in self.checked.parts["evaluation"].items() if kind in b.stage_kinds}
+        """The benchmarks that belong to a stage of this kind, and whose predictor its model has."""
+        kind, objective = self.checked.spine.stage.kind, self.checked.parts.get("objective")
+        has = {"embed"} if getattr(objective, "embeds", False) else set[str]()
+        has |= {"generate", "score"} if self.plan.spec.width else set()
+        benchmarks = self.checked.parts["evaluation"].items()
+        return {name: b for name, b in benchmarks if kind in b.stage_kinds and b.needs in has}
 
     def open_run(self) -> RunDir:
         """The run directory with configuration, overrides and a manifest; an existing one is continued.
@@ -120,10 +123,11 @@ class Experiment:
 
         from mmexp.engine import Generator, load_weights
 
-        model = self.plan.build()
-        load_weights(model.parts(), run)
+        model, config = self.plan.build(), self.checked.parts.get("objective")
+        objective = config.build(self.plan) if getattr(config, "embeds", False) else None
+        load_weights(model.parts() | ({} if objective is None else {"objective": objective}), run)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Generator(model.eval().to(device), self.plan)
+        return Generator(model.eval().to(device), self.plan, objective)
 
     def _plan_fields(self) -> dict[str, Any]:
         parts, processor = self.checked.parts, self.checked.spine.processor

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mmexp.contracts import EncoderSpec
 
 _INIT_STD = 0.02
+_HEAD = r"cls"
+_TEXT = r"cls|bert\.embeddings\.(word|position)_embeddings|bert\.encoder\.layer\.\d+\.(intermediate|output)"
+"""What the variants lack: the head, and with it all that is text's own."""
 _BERT_NAMES = {"width": "hidden_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
                "ffn_width": "intermediate_size"}  # fmt: skip
 
@@ -97,6 +100,7 @@ class QformerConnector(nn.Module):
     def __init__(self, qformer: Qformer, proj: nn.Linear | None) -> None:
         super().__init__()
         self.qformer = qformer
+        self.leaves_behind = qformer.leaves_behind
         if proj is not None:
             self.proj = proj
 
@@ -123,6 +127,9 @@ class Qformer(nn.Module):
     def __init__(self, config: QformerConfig, source_width: int) -> None:
         super().__init__()
         self.num_queries = config.num_queries
+        text = _TEXT if not config.has_text else _HEAD
+        self.leaves_behind = None if config.has_head else rf"qformer\.({text})\..*"
+        """Names in the connector's weights that only a fuller variant has."""
         layers = [
             QformerLayer(
                 config.width,

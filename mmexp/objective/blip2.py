@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from mmexp.connector import Qformer, QformerConfig
 from mmexp.contracts import Batch, Losses
+from mmexp.data.collate import EMPTY
 from mmexp.errors import ConfigError, DataError
 from mmexp.objective.base import alone
 
@@ -46,6 +47,9 @@ class Blip2RepresentConfig:
     """Weight of the generation loss."""
     width: int = 256
     """Width of the space in which images and texts are compared."""
+    embeds: ClassVar[bool] = True
+    """The objective is an `Embedding`."""
+
     temperature: float = 0.07
     """What similarities are divided by at first; it is learned."""
     label_smoothing: float = 0.1
@@ -82,6 +86,7 @@ class Blip2Represent(nn.Module):
         """The engine puts one that joins ranks here."""
         self.bos_id = plan.tokenizer.control_id("bos") if config.itg else -1
         self.max_text_tokens = qformer.max_text_tokens
+        self.matches = config.itm > 0
         if config.itc:
             self.vision_proj = nn.Linear(qformer.width, config.width)
             self.text_proj = nn.Linear(qformer.width, config.width)
@@ -103,12 +108,12 @@ class Blip2Represent(nn.Module):
         doubt = torch.zeros(2, *same.shape, device=ids.device)
         seen, memory = qformer.look(features) if self.config.itc or self.config.itg else (None, None)
         if self.config.itc:
-            doubt = self.similarities(self.project_image(seen), self.project_text(qformer.read(ids, mask)))
+            doubt = self._similarities(self._project_image(seen), self.embed_text(model, ids, mask))
             sums["itc"], counts["itc"] = self._contrast(doubt, same), len(ids)
             hits = (doubt.detach().argmax(2) == torch.arange(len(ids), device=ids.device) + first).float()
             report |= {"temp": self.temp.detach(), "itc_accuracy": hits.mean()}
         if self.config.itm:
-            logits, labels = self._judge(qformer, (features, ids, mask), doubt.detach(), same)
+            logits, labels = self._judge(model, (features, ids, mask), doubt.detach(), same)
             sums["itm"] = functional.cross_entropy(logits.float(), labels, reduction="sum")
             counts["itm"] = len(labels)
             report["itm_accuracy"] = (logits.argmax(1) == labels).float().mean()
@@ -125,7 +130,7 @@ class Blip2Represent(nn.Module):
         """
         branch: Any = model.inputs["image"]
         owners = batch.media_owners.get("image", ())
-        if batch.num_supervised and owners != batch.ids:
+        if batch.ids != (EMPTY,) and owners != batch.ids:
             odd = next(id for id in batch.ids if owners.count(id) != 1 or batch.ids.count(id) != 1)  # noqa: A001
             raise DataError(f"{owners.count(odd)} images", expected="one image for each text", where=f"sample {odd}")
         if not owners:
@@ -139,7 +144,7 @@ class Blip2Represent(nn.Module):
             DataError: a text is longer than the Q-Former's positions.
         """
         slots = batch.slots.get("image", torch.zeros_like(batch.input_ids, dtype=torch.bool))
-        spans = batch.spans() if batch.media_owners.get("image") else ()
+        spans = () if batch.ids == (EMPTY,) else batch.spans()
         rows = [batch.input_ids[row, start:end][~slots[row, start:end]] for row, start, end in spans]
         longest = max(map(len, rows), default=1)
         if longest > self.max_text_tokens:
@@ -151,15 +156,18 @@ class Blip2Represent(nn.Module):
         ids = batch.input_ids.new_zeros(mask.shape)
         return (ids.masked_scatter(mask, torch.cat(rows)) if rows else ids), mask
 
-    def project_image(self, seen: Tensor) -> Tensor:
-        """The queries' rows float[B, Q, W] to unit vectors float[B, Q, width]."""
+    def embed_image(self, model: MultimodalModel, features: Tensor) -> Tensor:
+        """float[B, P, E] to one unit vector a query, float[B, Q, width]."""
+        return self._project_image(_qformer(model).look(features)[0])
+
+    def embed_text(self, model: MultimodalModel, ids: Tensor, mask: Tensor) -> Tensor:
+        """int64[B, T] and bool[B, T] to unit vectors float[B, width], of the first token."""
+        return functional.normalize(self.text_proj(_qformer(model).read(ids, mask)[:, 0]), dim=-1)
+
+    def _project_image(self, seen: Tensor) -> Tensor:
         return functional.normalize(self.vision_proj(seen), dim=-1)
 
-    def project_text(self, read: Tensor) -> Tensor:
-        """The text's rows float[B, T, W], of which the first one stands for all, to unit vectors float[B, width]."""
-        return functional.normalize(self.text_proj(read[:, 0]), dim=-1)
-
-    def similarities(self, image: Tensor, text: Tensor) -> Tensor:
+    def _similarities(self, image: Tensor, text: Tensor) -> Tensor:
         """float[2, B, B of all ranks]: own images to all texts, own texts to all images.
 
         What is gathered carries no gradient, the own rows in it neither: each direction trains the side that asks.
@@ -169,14 +177,15 @@ class Blip2Represent(nn.Module):
         to_image = torch.einsum("bw,nqw->bnq", text, images).amax(2)
         return torch.stack([to_text, to_image]).float() / self.temp
 
-    def match(self, qformer: Qformer, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def match(self, model: MultimodalModel, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """float[B, 2]: how much image and text do not belong together, and how much they do."""
+        qformer = _qformer(model)
         rows = qformer.look_and_read(features, ids, mask)[:, : qformer.num_queries]
         return self.itm_head(rows).mean(1)
 
     def _same(self, batch: Batch, device: torch.device) -> tuple[Tensor, int]:
         """bool[B, B of all ranks]: which pairs show the same image; and where the own rows begin."""
-        metas = batch.meta if batch.media_owners.get("image") else ()
+        metas = () if batch.ids == (EMPTY,) else batch.meta
         named = [meta.get("image_id") if self.config.shared_images else None for meta in metas]
         keys = torch.tensor([0 if name is None else _number(name) for name in named], device=device, dtype=torch.int64)
         everyone, first = self.gather(keys)
@@ -192,7 +201,7 @@ class Blip2Represent(nn.Module):
         return -(targets * similarity.log_softmax(2)).sum() / 2
 
     def _judge(
-        self, qformer: Qformer, own: tuple[Tensor, Tensor, Tensor], doubt: Tensor, same: Tensor
+        self, model: MultimodalModel, own: tuple[Tensor, Tensor, Tensor], doubt: Tensor, same: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits and labels of own pairs, own texts with drawn images, and own images with drawn texts.
 
@@ -206,7 +215,7 @@ class Blip2Represent(nn.Module):
         texts, images = (_draw(rows.masked_fill(same, _NEVER)[has]) for rows in doubt)
         ids, mask = _widen(ids, all_ids.shape[1]), _widen(mask, all_ids.shape[1])
         logits = self.match(
-            qformer,
+            model,
             torch.cat([features, all_features[images], features[has]]),
             torch.cat([ids, ids[has], all_ids[texts]]),
             torch.cat([mask, mask[has], all_mask[texts]]),
