@@ -202,9 +202,7 @@ class Qformer(nn.Module):
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """bool to 0 where something is seen and a very negative number where not."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
-        ~visible, torch.finfo(dtype).min
-    )
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def _lacks(what: str, fix: str) -> ConfigError:

@@ -18,7 +18,6 @@ Predict = Callable[[Sequence[Sample]], list[str]]
 """Samples that end with a user turn, to one answer each, in order."""
 
 
-
 class Match(Protocol):
     """Compares images with texts; the second method speaks of those of the last call of the first."""
 

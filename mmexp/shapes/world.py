@@ -16,7 +16,16 @@ from typing import Any
 from mmexp.errors import DataError
 from mmexp.shapes.corpora import pair_row
 from mmexp.shapes.render import draw_image
-from mmexp.shapes.rows import Row, align_row, caption_rows, grounding_rows, image_path, instruct_row, retrieval_rows, vqa_rows
+from mmexp.shapes.rows import (
+    Row,
+    align_row,
+    caption_rows,
+    grounding_rows,
+    image_path,
+    instruct_row,
+    retrieval_rows,
+    vqa_rows,
+)
 from mmexp.shapes.scenes import COMBOS, PRETRAIN, draw_scene
 
 STAMP = "world.json"
