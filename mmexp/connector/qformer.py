@@ -34,8 +34,8 @@ class QformerConfig:
     """
 
     variant: Literal["stripped", "text", "full"] = "stripped"
-    """stripped: queries only (BLIP-2 stage 2, MiniGPT-4). text: queries may stand beside text (InstructBLIP). full: also
-    predicts text (BLIP-2 stage 1)."""
+    """stripped: queries only (BLIP-2 stage 2, MiniGPT-4). text: queries may stand beside text (InstructBLIP). full:
+    also predicts text (BLIP-2 stage 1)."""
     init: str | None = None
     """Hub id or folder of a BERT checkpoint that gives every weight but cross-attention and queries; the queries'
     feed-forward blocks start as copies of the text's. Null: random weights."""
@@ -162,7 +162,7 @@ class Qformer(nn.Module):
         return self.bert.encoder(hidden, self.num_queries, features, None)
 
     def read(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Text alone, every token sees every other: int64[B, T] with bool[B, T] (false at padding) to float[B, T, W]."""
+        """Text alone, all tokens see each other: int64[B, T] with bool[B, T] (false at padding) to float[B, T, W]."""
         self._require_text()
         hidden = self.bert.embeddings(None, input_ids)
         return self.bert.encoder(hidden, 0, None, additive(mask[:, None, None], hidden.dtype))[0]

@@ -22,7 +22,7 @@ from mmexp.engine.gather import gather_rows
 from mmexp.errors import ConfigError, DataError
 from mmexp.llm import NoLlmConfig, TinyLlmConfig
 from mmexp.objective import Blip2RepresentConfig, NextTokenConfig
-from mmexp.objective.blip2 import _draw
+from mmexp.objective.pairs import draw
 from tests.assets.make_bert import make_tokenizer
 from tests.objective.blip2_parts import make_batch, make_model, make_plan, make_samples
 
@@ -58,14 +58,17 @@ class Slow:
     def __init__(self, model: Any, objective: Any, batch: Any, image_ids: list[int]) -> None:
         self.qformer, self.heads, self.ids = model.inputs["image"].connector.qformer, objective, image_ids
         self.features = model.inputs["image"].encoder(batch.media["image"])
-        self.texts = []
+        self.texts: list[list[int]] = []
         for row, start, end in batch.spans():
-            slots = batch.slots["image"][row, start:end]
-            self.texts.append(
-                [t for t, s in zip(batch.input_ids[row, start:end].tolist(), slots, strict=True) if not s]
-            )
+            slots = batch.slots["image"][row, start:end].tolist()
+            tokens = zip(batch.input_ids[row, start:end].tolist(), slots, strict=True)
+            self.texts.append([token for token, is_slot in tokens if not is_slot])
         self.size = len(self.texts)
-        self.near = [[self.nearness(i, t) for t in range(self.size)] for i in range(self.size)]
+        looks = [self.qformer.look(self.image(index))[0][0] for index in range(self.size)]
+        reads = [self.qformer.read(*self.text(index))[0, 0] for index in range(self.size)]
+        self.queries = [functional.normalize(objective.vision_proj(look), dim=-1) for look in looks]
+        self.said = [functional.normalize(objective.text_proj(read), dim=-1) for read in reads]
+        self.near = [[self.nearness(i, t).item() for t in range(self.size)] for i in range(self.size)]
 
     def text(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         ids = torch.tensor([self.texts[index]])
@@ -76,11 +79,10 @@ class Slow:
 
     def nearness(self, image: int, text: int, ask: str = "both") -> torch.Tensor:
         """Max over queries of the cosine, over the temperature; what is not asked has no gradient."""
-        queries = functional.normalize(self.heads.vision_proj(self.qformer.look(self.image(image))[0][0]), dim=-1)
-        said = functional.normalize(self.heads.text_proj(self.qformer.read(*self.text(text))[0, 0]), dim=-1)
+        queries, said = self.queries[image], self.said[text]
         queries = queries.detach() if ask == "text" else queries
         said = said.detach() if ask == "image" else said
-        return max((query @ said for query in queries), key=float) / self.heads.temp
+        return max((query @ said for query in queries), key=lambda value: value.item()) / self.heads.temp
 
     def itc(self) -> torch.Tensor:
         total = torch.zeros(())
@@ -101,8 +103,8 @@ class Slow:
         pairs = [(index, index, 1) for index in range(self.size)]
         for one in range(self.size):
             if self.candidates(one):
-                hardest_image = max(self.candidates(one), key=lambda image, t=one: float(self.near[image][t]))
-                hardest_text = max(self.candidates(one), key=lambda text, i=one: float(self.near[i][text]))
+                hardest_image = max(self.candidates(one), key=lambda image, t=one: self.near[image][t])
+                hardest_text = max(self.candidates(one), key=lambda text, i=one: self.near[i][text])
                 pairs += [(hardest_image, one, 0), (one, hardest_text, 0)]
         total = torch.zeros(())
         for image, text, label in pairs:
@@ -178,7 +180,7 @@ def test_negatives_are_drawn_as_often_as_they_are_near() -> None:
     similarity = torch.tensor([[5.0, 1.0, 0.0]]).repeat(4000, 1)
     same = torch.tensor([[True, False, False]]).repeat(4000, 1)
     torch.manual_seed(0)
-    share = (_draw(similarity.masked_fill(same, -10000.0)) == 1).float().mean()
+    share = (draw(similarity.masked_fill(same, -10000.0)) == 1).float().mean()
     assert abs(float(share) - math.e / (1 + math.e)) < 0.03
 
 
