@@ -114,7 +114,7 @@ class Blip2Represent(nn.Module):
             logits, labels = self._judge(model, (features, ids, mask), doubt.detach(), same)
             sums["itm"] = functional.cross_entropy(logits.float(), labels, reduction="sum")
             counts["itm"] = len(labels)
-            report["itm_accuracy"] = (logits.argmax(1) == labels).float().mean()
+            report["itm_accuracy"] = (logits.argmax(1) == labels).float().sum() / max(len(labels), 1)
         if self.config.itg:
             sums["itg"], counts["itg"] = self._generate(qformer, ids, mask, memory)
         weights = {name: getattr(self.config, name) for name in sums}
