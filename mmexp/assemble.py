@@ -47,9 +47,12 @@ class Experiment:
 
     @property
     def benchmarks(self) -> dict[str, BenchmarkConfig]:
-        """The benchmarks that belong to a stage of this kind."""
-        kind = self.checked.spine.stage.kind
-        return {name: b for name, b in self.checked.parts["evaluation"].items() if kind in b.stage_kinds}
+        """The benchmarks that belong to a stage of this kind, and whose predictor its model has."""
+        kind, objective = self.checked.spine.stage.kind, self.checked.parts.get("objective")
+        has = {"embed"} if getattr(objective, "embeds", False) else set[str]()
+        has |= {"generate", "score"} if self.plan.spec.width else set()
+        benchmarks = self.checked.parts["evaluation"].items()
+        return {name: b for name, b in benchmarks if kind in b.stage_kinds and b.needs in has}
 
     def open_run(self) -> RunDir:
         """The run directory with configuration, overrides and a manifest; an existing one is continued.
@@ -118,11 +121,7 @@ class Experiment:
 
     def load_model(self, run: RunDir) -> MultimodalModel:
         """The model of a finished run, in eval mode on the CPU."""
-        from mmexp.engine import load_weights
-
-        model = self.plan.build()
-        load_weights(model.parts(), run)
-        return model.eval()
+        return self._load(run)[0]
 
     def load_generator(self, run: RunDir) -> Generator:
         """The model of a finished run, ready to answer."""
@@ -130,8 +129,18 @@ class Experiment:
 
         from mmexp.engine import Generator
 
+        model, objective = self._load(run)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Generator(self.load_model(run).to(device), self.plan)
+        return Generator(model.to(device), self.plan, objective)
+
+    def _load(self, run: RunDir) -> tuple[MultimodalModel, Any]:
+        """Model and, where benchmarks need its heads, objective of a finished run."""
+        from mmexp.engine import load_weights
+
+        model, config = self.plan.build(), self.checked.parts.get("objective")
+        objective = config.build(self.plan) if getattr(config, "embeds", False) else None
+        load_weights(model.parts() | ({} if objective is None else {"objective": objective}), run)
+        return model.eval(), objective
 
     def _plan_fields(self) -> dict[str, Any]:
         parts, processor = self.checked.parts, self.checked.spine.processor
