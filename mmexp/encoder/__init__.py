@@ -3,6 +3,7 @@
 from mmexp.encoder.base import EncoderConfig
 from mmexp.encoder.hf_vision import HfVision, HfVisionConfig
 from mmexp.encoder.lavis import LavisVision, LavisVisionConfig
+from mmexp.encoder.open_clip import OpenClipConfig, OpenClipVision, TimmVision
 from mmexp.encoder.tiny import TinyVisionConfig
 from mmexp.encoder.transform import ImageTransform
 
@@ -13,5 +14,8 @@ __all__ = [
     "ImageTransform",
     "LavisVision",
     "LavisVisionConfig",
+    "OpenClipConfig",
+    "OpenClipVision",
+    "TimmVision",
     "TinyVisionConfig",
 ]
