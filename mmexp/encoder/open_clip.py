@@ -37,7 +37,7 @@ class OpenClipConfig:
     """
 
     path: str
-    """Hub id, a folder with open_clip_config.json, or a file of weights (.safetensors, or plain tensors in .bin/.pt)."""
+    """Hub id, a folder with open_clip_config.json, or a file of weights: safetensors, or plain tensors in .bin, .pt."""
     model: str | None = None
     """Name of an architecture of open_clip; null takes what `path` says, or what open_clip knows of that hub id."""
     revision: str | None = None
@@ -101,7 +101,8 @@ class OpenClipConfig:
         size, drop = self._size(sizes), sizes.num_prefix - self._kept(sizes)
         if sizes.is_timm:
             return TimmVision(tower.trunk, size, num_blocks, drop, self.final_norm)
-        vision = OpenClipVision(tower, (size // sizes.patch,) * 2, num_blocks, self.final_norm)
+        side = size // sizes.patch
+        vision = OpenClipVision(tower, (side, side), num_blocks, self.final_norm)
         vision.antialias = self.antialias_positions
         if not self.class_token:
             vision.remove_class_token()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -41,9 +42,9 @@ class Card:
 
     def tower(self) -> Any:
         """The tower with random weights on the current default device; open_clip's classes share no useful type."""
-        from open_clip.model import _build_vision_tower
+        from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
-        return _build_vision_tower(self.embed_dim, self.cfg, self.quick_gelu)
+        return _build_vision_tower(self.embed_dim, CLIPVisionCfg(**self.cfg), self.quick_gelu)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +82,8 @@ def find_card(path: str, model: str | None, revision: str | None) -> Card:
         embed_dim=raw["embed_dim"],
         vision=json.dumps({**raw["vision_cfg"], "patch_dropout": 0.0, "timm_model_pretrained": False}),
         quick_gelu=bool(raw.get("quick_gelu", False) or tag.get("quick_gelu", False)),
-        mean=tuple(seen.get("mean") or tag.get("mean") or CLIP_MEAN),
-        std=tuple(seen.get("std") or tag.get("std") or CLIP_STD),
+        mean=_triple(seen.get("mean") or tag.get("mean") or CLIP_MEAN),
+        std=_triple(seen.get("std") or tag.get("std") or CLIP_STD),
         file=tag.get("hf_hub", "").removeprefix(f"{path}/") or None,
     )
 
@@ -132,6 +133,11 @@ def import_open_clip() -> Any:
             "open_clip is not installed", where="encoder", fix="pip install open_clip_torch (EVA and SigLIP need timm)"
         ) from error
     return open_clip
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    red, green, blue = values
+    return (red, green, blue)
 
 
 def _timm_sizes(trunk: nn.Module) -> Sizes:

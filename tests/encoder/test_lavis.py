@@ -9,8 +9,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from mmexp.connector import MlpConfig
 from mmexp.encoder import LavisVision, LavisVisionConfig
 from mmexp.errors import CheckpointError, ConfigError
+from mmexp.llm import TinyLlmConfig
+from mmexp.model import Branch, MultimodalModel
+from mmexp.tuning import LoraSettings, apply_policy
 
 E, HEADS, MLP, PATCH = 24, 2, 36, 4
 SMALL = {"width": E, "num_blocks": 2, "num_heads": HEADS, "mlp_width": MLP, "patch_size_px": PATCH, "image_size_px": 16}
@@ -218,13 +222,15 @@ def test_cls_can_be_dropped(tmp_path: Path) -> None:
 
 
 def test_a_policy_may_train_ln_vision_alone() -> None:
-    module = LavisVisionConfig(path="none", from_scratch=True, **SMALL).build()
-    assert isinstance(module, LavisVision)
-    assert list(dict(module.named_children())) == ["vit", "ln_vision"]
-    module.vit.requires_grad_(False)
-    module(torch.randn(1, 3, 16, 16)).square().sum().backward()
-    assert module.ln_vision.weight.grad is not None
-    assert all(p.grad is None for p in module.vit.parameters())
+    config = LavisVisionConfig(path="none", from_scratch=True, **SMALL)
+    branch = Branch(config.build(), MlpConfig(depth=1).build(config.spec(), 32), config.spec())
+    model = MultimodalModel(TinyLlmConfig().build(), {"image": branch})
+    policy = {"encoder": {"vit": "frozen", "ln_vision": "full"}, "connector": "frozen", "llm": "frozen"}
+    encoder = apply_policy(model, policy, LoraSettings())["encoder"]
+    assert isinstance(encoder, LavisVision)
+    branch(torch.randn(1, 3, 16, 16)).square().sum().backward()
+    assert encoder.ln_vision.weight.grad is not None
+    assert all(p.grad is None for p in encoder.vit.parameters())
 
 
 @pytest.mark.parametrize(

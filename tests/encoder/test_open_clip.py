@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from mmexp.encoder import OpenClipConfig, TimmVision
+from mmexp.encoder.open_clip_card import sizes_of
 from mmexp.errors import CheckpointError, ConfigError
 
 TEXT = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
@@ -91,7 +93,7 @@ def test_positions_may_be_resized_as_open_clip_does(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_eva(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def small_eva(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """open_clip's EVA01-g-14 entry with timm's class at a small size, under the same name."""
     import timm.models.eva as eva
     from timm.models._registry import _model_entrypoints
@@ -101,7 +103,9 @@ def small_eva(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return eva._create_eva("eva_giant_patch14_224", pretrained=pretrained, **{**sizes, **kwargs})
 
     monkeypatch.setitem(_model_entrypoints, "eva_giant_patch14_224", tiny)
-    return open_clip.get_model_config("EVA01-g-14")
+    sizes_of.cache_clear()
+    yield open_clip.get_model_config("EVA01-g-14")
+    sizes_of.cache_clear()
 
 
 @torch.no_grad()
@@ -146,6 +150,24 @@ def test_the_checkpoint_s_own_normalisation_is_used(tmp_path: Path) -> None:
     path, _ = checkpoint(tmp_path)
     transform = OpenClipConfig(path=path).transform("pad")
     assert (transform.size_px, transform.mean) == (28, (0.5, 0.5, 0.5))
+
+
+def test_the_cache_is_enough_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--lab--vit"
+    (repository / "snapshots/0").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0")
+    checkpoint(repository / "snapshots/0", "bin")
+    config = OpenClipConfig(path="lab/vit")
+    assert config.build()(torch.randn(1, 3, 28, 28)).shape == (1, config.spec().num_patches, 24)
+    with pytest.raises(ConfigError, match="HF_HOME"):
+        OpenClipConfig(path="lab/other").spec()
+    with pytest.raises(CheckpointError, match="HF_HOME"):
+        OpenClipConfig(path="lab/other", model="ViT-B-32").build()
 
 
 def test_weights_may_be_stored_in_16_bit(tmp_path: Path) -> None:
