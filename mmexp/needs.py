@@ -12,6 +12,8 @@ from mmexp.data import MixtureConfig
 from mmexp.data.fetch import Need
 from mmexp.hub import is_local, is_weights_file
 
+_PLACES = ("path", "image_root", "annotations", "instances")
+"""Settings of a dataset that name a file or folder."""
 _BYTES_OF_A_WEIGHT = 2
 """Published checkpoints of this size are stored in 16 bit."""
 
@@ -55,13 +57,20 @@ def _files(where: str, data: Any, stage: str) -> Iterator[Need]:
     """What one dataset reads; `where` is its config path."""
     if getattr(data, "prepare", None) is not None:
         return  # makes its own files
-    for key in ("path", "image_root"):
-        place = getattr(data, key, None)
-        if place is not None:
+    arriving = []
+    for key, source in getattr(data, "published", {}).items():
+        is_setting = hasattr(data, key)
+        if place := source.place or getattr(data, key, None):
             file = Path(place).expanduser()
-            source = getattr(data, "source", None)
-            yield Need(what=f"{where}.{key} ({stage})", source=source, repo_type="dataset",
-                       folder=file.parent if key == "path" else None, file=file)  # fmt: skip
+            arriving.append(file)
+            what = f"{where}.{key} ({stage})" if is_setting else f"{where}.published.{key} ({stage})"
+            yield Need(what=what, source=source.hub, repo_type="dataset", folder=file.parent, file=file,
+                       files=source.files, page=source.page, estimate_bytes=source.num_bytes)  # fmt: skip
+    for key in _PLACES:
+        if place := getattr(data, key, None):
+            file = Path(place).expanduser()
+            if not any(file.is_relative_to(known) or known.is_relative_to(file) for known in arriving):
+                yield Need(what=f"{where}.{key} ({stage})", source=None, repo_type="dataset", file=file)
 
 
 def _parameter_bytes(exp: Experiment) -> dict[str, int]:

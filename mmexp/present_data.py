@@ -99,8 +99,10 @@ def found_line(found: Found) -> str:
     if found.is_here:
         return f"here     {need.what}: {need.source or place}"
     size = "size unknown" if found.num_bytes is None else f"{'about ' * found.is_estimate}{_size(found.num_bytes)}"
-    remark = f" ({found.remark})" if found.remark else ""
-    what = f"{need.source}, {size}, into {place}" if need.source else place
+    remark = f" ({found.remark})" if found.remark and not found.is_offline else ""
+    origin = ", ".join([need.source, *need.files]) if need.source else ", ".join(need.files)
+    from_page = f"{origin}, {size}, " if origin and need.page else ""
+    what = f"{origin}, {size}, into {place}" if need.source else f"{from_page}into {place}" if from_page else place
     return f"missing  {need.what}: {what}{remark}"
 
 

@@ -80,7 +80,9 @@ class ProcessorConfig:
     """Whether pictures are decoded whole and resized by Pillow, as the published code does. Otherwise torch resizes,
     and a JPEG is decoded smaller where twice the pixels of the view remain."""
     bad_media_cap: float = 0.001
-    """Largest share of samples that may be left out because a medium cannot be read; above it the run stops."""
+    """Largest share (0 to 1) of samples that may be left out because a medium cannot be read; above it the run stops.
+    Each training process counts the samples of all its data workers, and judges them as a share of its part of the
+    rows, or of the samples that it has seen once these are more."""
     max_length_tokens: int = 2048
     """Longest sample, soft tokens included; whole turns are cut from the end."""
     row: Literal["flat", "padded", "packed"] = "flat"
@@ -98,6 +100,12 @@ class ProcessorConfig:
     """Processes that load data."""
     check_rows: int = 2000
     """Rows that are tokenised before training to see that they supervise something."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a cap that is no share."""
+        if not 0 <= self.bad_media_cap <= 1:
+            raise ConfigError(f"{self.bad_media_cap}", expected="a share, 0 to 1", where="bad_media_cap",
+                              fix="0.001 is one sample in a thousand")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,8 @@ def fetch(invocation: Invocation) -> None:
     own = check_besides(DataFetchConfig, invocation.cfg)
     needs = needs_of(invocation)
     missing = bring_all(needs, lambda found: console.print(found_line(found), soft_wrap=True), own.download)
+    if offline := next((found.remark for found in missing if found.is_offline), None):
+        console.print(f"offline ({offline}): sizes are estimates, nothing is downloaded from a hub", soft_wrap=True)
     console.print(f"{len(missing)} of {len(needs)} are missing" if needs else "nothing is needed from elsewhere")
     if missing:
         raise SystemExit(1)

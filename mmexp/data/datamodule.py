@@ -40,7 +40,7 @@ class MultimodalDataModule(LightningDataModule):
         seed: Of the order.
         num_workers: Processes that prepare batches; 0 prepares them in the training process.
         order: Rows of the run; None for one sample a row, shuffled.
-        bad_media_cap: Largest share of samples that may be left out because a medium cannot be read.
+        bad_media_cap: Largest share of this process's samples that may be left out because a medium cannot be read.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class MultimodalDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Micro-batches from `position` to the end of the run. Uses no global random state."""
+        self.drop_counts.num_samples = -(-len(self.dataset) // self._world_size)
         sampler = RunSampler(
             order=self.order,
             batch_size=self.micro_batch_size,

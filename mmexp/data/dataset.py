@@ -73,7 +73,12 @@ def describe_bad(sample: Sample, error: BadMediaError) -> dict[str, str]:
 
 @dataclass
 class DropCounts:
-    """Counts what was left out of training, and stops the run when it is too much."""
+    """Counts what was left out of training, and stops the run when it is too much.
+
+    One training process counts the batches that it trained, whichever of its data workers made them; batches that
+    were prepared and never trained do not count, and a sample counts again in each epoch. Other processes have counts
+    of their own: a resumed run gives all of them those of the first one.
+    """
 
     num_seen: int = 0
     num_dropped_turns: int = 0
@@ -85,8 +90,8 @@ class DropCounts:
     bad_media_cap: float = CAPS[BAD_MEDIA]
     """Largest share of samples with a medium that nobody can read."""
     num_samples: int = 0
-    """Rows of the data; bad media are judged as a share of these until more were seen, so that two bad files at the
-    start of a large dataset do not stop a run."""
+    """Rows of the data that fall to this process; bad media are judged as a share of these until more were seen, so
+    that two bad files at the start of a large dataset do not stop a run."""
 
     def state(self) -> dict[str, Any]:
         """The counts, for a checkpoint."""

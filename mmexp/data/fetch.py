@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mmexp.data.shards import find_tars
+from mmexp.data.unpack import is_archive, unpack
 from mmexp.errors import DataError
 
 RepoType = Literal["model", "dataset"]
@@ -30,6 +33,22 @@ class Need:
     """A file or folder that is there once the need is met; None asks the cache."""
     estimate_bytes: int | None = None
     """Size where the hub cannot be asked."""
+    files: tuple[str, ...] = ()
+    """Which files of the repository, by name or pattern; none for all that are used."""
+    page: str | None = None
+    """Address where files that no hub has can be had."""
+
+    @property
+    def archives(self) -> list[Path]:
+        """Archives among `files` that are unpacked into `file`, where they lie or would lie."""
+        if self.file is None or self.folder is None:
+            return []
+        return [self.folder / name for name in self.files if is_archive(name) and name != self.file.name]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether all that is missing is to unpack the archives."""
+        return bool(self.archives) and all(archive.is_file() for archive in self.archives)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +61,31 @@ class Found:
     """What there is to download, by the hub when it can be asked."""
     is_estimate: bool = False
     remark: str = ""
+    is_offline: bool = False
+    """Whether no hub could be reached, for the reason in `remark`."""
 
 
-def look(need: Need) -> Found:
-    """Whether it is here, else its size by the hub; without a network, by the estimate."""
+class Unreachable(OSError):
+    """The hub gives no answer at all: no network, or offline mode."""
+
+
+def look(need: Need, offline: str | None = None) -> Found:
+    """Whether it is here, else its size by the hub; without a network, by the estimate.
+
+    Args:
+        need: What is looked for.
+        offline: Why the hub cannot be reached, where that is known already.
+    """
     if _is_here(need):
         return Found(need=need, is_here=True, num_bytes=0)
+    if need.is_packed:
+        return Found(need=need, is_here=False, num_bytes=0, remark="downloaded, not yet unpacked")
     if need.source is None:
-        return Found(need=need, is_here=False, num_bytes=None, remark="not on a hub: yours to provide")
+        remark = f"published at {need.page}" if need.page else "not on a hub: yours to provide"
+        return Found(need=need, is_here=False, num_bytes=need.estimate_bytes, is_estimate=True, remark=remark)
     try:
+        if offline is not None:
+            raise Unreachable(offline)
         return Found(need=need, is_here=False, num_bytes=sum(size for _, size in _files(need)))
     except OSError as error:
         return Found(
@@ -59,24 +94,39 @@ def look(need: Need) -> Found:
             num_bytes=need.estimate_bytes,
             is_estimate=True,
             remark=_reason(error),
+            is_offline=isinstance(error, Unreachable),
         )
 
 
 def bring(need: Need) -> Path:
-    """Downloads it, or what is missing of it, and returns the folder.
+    """Downloads it, or what is missing of it, unpacks its archives, and returns the folder.
 
     Raises:
-        DataError: offline, no access, no such repository, or too little room.
+        DataError: offline, no access, no such repository or file, too little room, or a broken archive.
     """
+    folder = need.folder if need.is_packed and need.folder else _download(need)
+    if need.archives and need.file is not None:
+        unpack(need.archives, need.file)
+    return Path(folder)
+
+
+def _download(need: Need) -> Path:
     from huggingface_hub import snapshot_download
 
     if need.source is None:
         raise DataError("nothing to download", expected=str(need.file), where=need.what, fix="put the files there")
     try:
-        patterns = [name for name, _ in _files(need)]
+        files = _files(need)
+        _require_room(need, sum(size for _, size in files))
         folder = snapshot_download(
-            need.source, repo_type=need.repo_type, allow_patterns=patterns, local_dir=need.folder, max_workers=4
+            need.source,
+            repo_type=need.repo_type,
+            allow_patterns=[name for name, _ in files],
+            local_dir=need.folder,
+            max_workers=4,
         )
+    except DataError:
+        raise
     except Exception as error:  # as in `_files`
         raise DataError(
             f"cannot download {need.source}: {_reason(error)}",
@@ -89,14 +139,18 @@ def bring(need: Need) -> Path:
 
 
 def fetch(needs: list[Need], on_found: Callable[[Found], None], download: bool = True) -> list[Found]:
-    """Looks at every need, reports it, and downloads what a hub has; returns what is still missing."""
-    missing = []
+    """Looks at every need, reports it, and downloads what a hub has; returns what is still missing.
+
+    A hub that cannot be reached is asked only once.
+    """
+    missing, offline = [], None
     for need in needs:
-        found = look(need)
+        found = look(need, offline)
+        offline = found.remark if found.is_offline else offline
         on_found(found)
         if found.is_here:
             continue
-        if download and need.source is not None and not found.is_estimate:
+        if download and (need.is_packed or (need.source is not None and not found.is_estimate)):
             bring(need)
             if _is_here(need):
                 continue
@@ -105,6 +159,11 @@ def fetch(needs: list[Need], on_found: Callable[[Found], None], download: bool =
 
 
 def _is_here(need: Need) -> bool:
+    if need.file is not None and any(mark in need.file.name for mark in "{*?["):
+        try:
+            return bool(find_tars(str(need.file)))
+        except DataError:
+            return False
     if need.file is not None:
         return need.file.exists()
     from huggingface_hub import try_to_load_from_cache
@@ -117,24 +176,46 @@ def _is_here(need: Need) -> bool:
 
 
 def _files(need: Need) -> list[tuple[str, int]]:
-    """Names and sizes of what would be downloaded. Raises OSError when the hub cannot be asked."""
+    """Names and sizes of what would be downloaded. Raises OSError when the hub cannot be asked or lacks a file."""
     from fnmatch import fnmatch
 
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     if constants.HF_HUB_OFFLINE:
-        raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+        raise Unreachable("HF_HUB_OFFLINE is set")
     try:
         info = HfApi().repo_info(need.source or "", repo_type=need.repo_type, files_metadata=True, timeout=20)
-    except Exception as error:  # its HTTP library has a family of errors of its own, which changes between releases
+    except HfHubHTTPError as error:
         raise OSError(_reason(error)) from error
+    except Exception as error:  # its HTTP library has a family of errors of its own, which changes between releases
+        raise Unreachable(_reason(error)) from error
     files = [(file.rfilename, file.size or 0) for file in getattr(info, "siblings", None) or []]
+    if need.files:
+        lacking = [wanted for wanted in need.files if not any(fnmatch(name, wanted) for name, _ in files)]
+        if lacking:
+            raise OSError(f"{need.source} has no {', '.join(lacking)} but {', '.join(name for name, _ in files[:8])}")
+        return [(name, size) for name, size in files if any(fnmatch(name, wanted) for wanted in need.files)]
     if need.repo_type == "dataset":
         return [(name, size) for name, size in files if not name.startswith(".")]
     has_safe = any(name.endswith(".safetensors") for name, _ in files)
     kept = [(name, size) for name, size in files if any(fnmatch(name, pattern) for pattern in WEIGHTS)]
     return [(name, size) for name, size in kept if not (has_safe and ".bin" in name) and "/" not in name]
+
+
+def _require_room(need: Need, num_bytes: int) -> None:
+    """Raises DataError when the disk cannot hold the download, and its archives once more unpacked."""
+    if need.folder is None:
+        return
+    place = next(folder for folder in (need.folder, *need.folder.absolute().parents) if folder.is_dir())
+    wanted, free = num_bytes * (2 if need.archives else 1), shutil.disk_usage(place).free
+    if wanted > free:
+        raise DataError(
+            f"{free / 1e9:.1f} GB are free",
+            expected=f"about {wanted / 1e9:.1f} GB for {need.source}" + (", unpacked" if need.archives else ""),
+            where=str(place),
+            fix="paths.data=FOLDER on a larger disk",
+        )
 
 
 def _reason(error: BaseException) -> str:

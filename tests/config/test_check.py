@@ -76,6 +76,8 @@ def test_null_and_none_switch_a_choice_off(off: str) -> None:
         ("seed=1.5", "seed"),
         ("processor.image_fit=crp", "processor.image_fit"),
         ("processor.rows=flat", "processor.rows"),
+        ("processor.bad_media_cap=1.5", "processor.bad_media_cap"),
+        ("processor.bad_media_cap=-0.1", "processor.bad_media_cap"),
         ("paths.output=x", "paths.output"),
         ("stage.policy.lm=full", "stage.policy.lm"),
         ("stage.policy.llm=ful", "stage.policy.llm"),

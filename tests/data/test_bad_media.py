@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from PIL import Image
 
@@ -120,6 +122,34 @@ def test_workers_bring_the_report(data, processor, num_workers):
     )
     report = [entry["id"] for batch in module.train_dataloader() for entry in batch.bad_media]
     assert sorted(report) == sorted(sample.id for sample in data[:200] if sample.id in INJECTED)
+
+
+def test_each_of_two_ranks_judges_its_half_of_the_rows(data, processor):
+    module = MultimodalDataModule(
+        dataset=Samples(data[:200]),
+        processor=processor,
+        collator=Collator(pad_id=0),
+        micro_batch_size=20,
+        num_micro_batches=5,
+        seed=1,
+        num_workers=2,
+        bad_media_cap=0.02,
+    )
+    num_bad = sum(sample.id in INJECTED for sample in data[:200])
+    assert num_bad == 3, "0.02 of 200 rows would be four"
+    module.trainer = SimpleNamespace(global_rank=0, world_size=2)  # pyright: ignore[reportAttributeAccessIssue]
+    loader = module.train_dataloader()
+    assert module.drop_counts.num_samples == 100
+    broken = Collator(pad_id=0)([TrainingData(Samples(data), processor)[n] for n in bad_places(data, 3)])
+    with pytest.raises(DataError, match="3 of 100 samples"):
+        module.advance(broken)
+    seen = sum(len(batch.ids) + sum(map(len, batch.dropped.values())) for batch in loader)
+    assert seen >= 100, "and prepared batches that were not trained do not count"
+    assert module.drop_counts.num_seen == 3
+
+
+def bad_places(data, count: int) -> list[int]:
+    return [number for number, sample in enumerate(data) if sample.id in INJECTED][:count]
 
 
 def test_box_outside_the_crop_is_a_counted_rule(processor):

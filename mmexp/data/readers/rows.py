@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mmexp.contracts import Dataset, Medium, Part, Preparable, Sample, Turn
 from mmexp.data.files import SteadyFile
+from mmexp.data.published import Published
 from mmexp.data.readers.parts import check_limit, inside
 from mmexp.data.readers.regions import with_shares
 from mmexp.data.rowstore import FileRows, PackedRows, Rows, member
@@ -20,8 +21,9 @@ from mmexp.data.sources import Row, as_file, iterate_rows
 from mmexp.errors import DataError
 
 _SHOWN_ERRORS = 5
-_NOT_CONTENT = {"path", "image_root", "name", "prepare", "limit", "annotations", "instances"}
-"""Settings by which the same samples may still be the same: where files are, and a second file joined into the rows."""
+_NOT_CONTENT = {"path", "image_root", "name", "prepare", "limit", "annotations", "instances", "published"}
+"""Settings by which the same samples may still be the same: where files are or can be had, and a file joined into the
+rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class RowsConfig(ABC):
     """Makes the files exist before they are read."""
     limit: int | None = None
     """Only the first so many rows."""
+    published: Mapping[str, Published] = field(default_factory=dict)
+    """Where the files can be had, by the setting that they belong to."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a limit below 1."""

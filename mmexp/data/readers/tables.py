@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmexp.contracts import Dataset, Medium, Sample
+from mmexp.data.published import Published
 from mmexp.data.readers.columns import Columns, sample_of
 from mmexp.data.readers.parts import check_limit, inside
 from mmexp.data.readers.prompts import BRIEF_PROMPTS
@@ -44,6 +45,8 @@ class TableConfig:
     """Stands behind every question."""
     limit: int | None = None
     """Only the first so many rows."""
+    published: Mapping[str, Published] = field(default_factory=dict)
+    """Where the files can be had, by the setting that they belong to."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a limit below 1."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import bisect
 import hashlib
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from mmexp.contracts import Dataset, Medium, Sample
 from mmexp.data.jsontext import decode
+from mmexp.data.published import Published
 from mmexp.data.readers.columns import with_sources
 from mmexp.data.readers.llava import LlavaJsonConfig
 from mmexp.data.readers.messages import MessagesConfig
@@ -26,6 +28,7 @@ from mmexp.errors import DataError
 log = logging.getLogger(__name__)
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 _SHOWN = 5
+_NOT_CONTENT = ("path", "name", "limit", "published")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class TarsConfig:
     """Up to this share of samples without picture or text is left out and counted; more is an error."""
     limit: int | None = None
     """Only the first so many samples."""
+    published: Mapping[str, Published] = field(default_factory=dict)
+    """Where the files can be had, by the setting that they belong to."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a limit below 1."""
@@ -110,7 +115,7 @@ class TarDataset(Dataset):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of names, places and sizes of all members, and of the contents where a manifest has their hash."""
-        settings = {key: value for key, value in vars(self._reader).items() if key not in ("path", "name", "limit")}
+        settings = {key: value for key, value in vars(self._reader).items() if key not in _NOT_CONTENT}
         digest = hashlib.sha256(repr((settings, self.shard_sizes)).encode())
         for shard in self._shards:
             digest.update(f"{shard.file.size} {shard.sha256}".encode())
