@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mmexp.errors import CheckpointError, ConfigError
 
+_WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
 _PUBLISHED = Path(__file__).with_name("published.json")
 
 
@@ -69,6 +71,49 @@ def read_config(path: str, revision: str | None, where: str) -> dict[str, Any]:
         return json.loads(Path(hf_hub_download(source, "config.json", revision=revision)).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise unavailable(source, error, where, ConfigError) from error
+
+
+def weights_file(path: str, names: Sequence[str], revision: str | None, where: str) -> Path:
+    """The one file of weights behind `path`: itself, or the first of `names` in a folder or a hub repository.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    place = Path(path).expanduser()
+    if place.is_file():
+        return place
+    if place.is_dir():
+        found = next((place / name for name in names if (place / name).is_file()), None)
+        if found is None:
+            held = ", ".join(sorted(entry.name for entry in place.iterdir())[:8]) or "nothing"
+            expected = f"one of {', '.join(names)}" if names else "a file of weights"
+            raise CheckpointError(f"{path} holds {held}", expected=expected, where=where)
+        return found
+    if is_local(path) or is_weights_file(path) or not names:
+        raise CheckpointError(f"no such file: {path}", where=where, fix=f"download it and give its path as {where}")
+    return _from_hub(path, names, revision, where)
+
+
+def is_weights_file(path: str) -> bool:
+    """Whether `path` names a file of weights (and not a hub id)."""
+    return path.endswith(_WEIGHTS)
+
+
+def _from_hub(path: str, names: Sequence[str], revision: str | None, where: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    failure: Exception = FileNotFoundError(f"none of {', '.join(names)} in it")
+    for name in names:
+        try:
+            return Path(hf_hub_download(path, name, revision=revision))
+        except LocalEntryNotFoundError as error:  # offline: another name may be in the cache
+            failure = error
+        except EntryNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            failure = error
+    raise unavailable(path, failure, where.split(".")[0], CheckpointError) from failure
 
 
 def unavailable(path: str, error: Exception, where: str, kind: type[ConfigError] | type[CheckpointError]) -> Exception:

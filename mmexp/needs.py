@@ -10,7 +10,7 @@ from mmexp.assemble import Experiment
 from mmexp.config import DataFetchConfig, Invocation, check, compose, own_keys
 from mmexp.data import MixtureConfig
 from mmexp.data.fetch import Need
-from mmexp.hub import is_local
+from mmexp.hub import is_local, is_weights_file
 
 _BYTES_OF_A_WEIGHT = 2
 """Published checkpoints of this size are stored in 16 bit."""
@@ -36,7 +36,9 @@ def _needs(exp: Experiment) -> Iterator[Need]:
     sizes = _parameter_bytes(exp)
     for name in ("encoder", "llm"):
         path = getattr(exp.checked.parts[name], "path", None)
-        if path and not is_local(path):
+        if path and is_weights_file(path):
+            yield Need(what=name, source=None, file=Path(models or ".").expanduser() / path)
+        elif path and not is_local(path):
             folder = Path(models).expanduser() / path if models else None
             file = folder / "config.json" if folder else None
             yield Need(what=name, source=path, folder=folder, file=file, estimate_bytes=sizes.get(name))

@@ -10,9 +10,12 @@ from mmexp.config.paths import parts_dir
 
 
 def model_path(hub_id: str, models: str | None = None) -> str:
-    """`${mmexp_model:owner/name,${paths.models}}`: the folder `<models>/owner/name` if it is there, else the hub id."""
-    folder = Path(models).expanduser() / hub_id if models else None
-    return str(folder) if folder and folder.is_dir() else hub_id
+    """`${mmexp_model:owner/name,${paths.models}}`: `<models>/owner/name` if it is there, else the hub id.
+
+    A file of weights that no hub has is given by its name alone, and found as `<models>/name`.
+    """
+    place = Path(models).expanduser() / hub_id if models else None
+    return str(place) if place and place.exists() else hub_id
 
 
 def register() -> None:

@@ -110,6 +110,7 @@ def _is_here(need: Need) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    names += ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     return need.source is not None and any(
         isinstance(try_to_load_from_cache(need.source, name, repo_type=need.repo_type), str) for name in names
     )
