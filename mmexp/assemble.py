@@ -22,6 +22,8 @@ from mmexp.prompt import AnyRes, DynamicTiles
 from mmexp.tuning import LoraSettings
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mmexp.engine import Generator, StageJob
     from mmexp.evaluation import BenchmarkConfig
     from mmexp.model import MultimodalModel
@@ -47,9 +49,12 @@ class Experiment:
 
     @property
     def benchmarks(self) -> dict[str, BenchmarkConfig]:
-        """The benchmarks that belong to a stage of this kind."""
-        kind = self.checked.spine.stage.kind
-        return {name: b for name, b in self.checked.parts["evaluation"].items() if kind in b.stage_kinds}
+        """The benchmarks that belong to a stage of this kind, and whose predictor its model has."""
+        kind, objective = self.checked.spine.stage.kind, self.checked.parts.get("objective")
+        has = {"embed"} if getattr(objective, "embeds", False) else set[str]()
+        has |= {"generate", "score"} if self.plan.spec.width else set()
+        benchmarks = self.checked.parts["evaluation"].items()
+        return {name: b for name, b in benchmarks if kind in b.stage_kinds and b.needs in has}
 
     def open_run(self) -> RunDir:
         """The run directory with configuration, overrides and a manifest; an existing one is continued.
@@ -86,7 +91,7 @@ class Experiment:
             data=parts["data"],
             objective=parts["objective"],
             policy=stage.policy,
-            init_from=finished_run(stage.init_from, "stage.init_from") if stage.init_from else None,
+            init_from=starts(stage.init_from),
             lora=LoraSettings(**vars(stage.lora)),
             live_dropout=stage.live_dropout,
             lr=stage.lr,
@@ -116,12 +121,12 @@ class Experiment:
             group=spine.name,
         )
 
-    def load_model(self, run: RunDir) -> MultimodalModel:
-        """The model of a finished run, in eval mode on the CPU."""
+    def load_model(self, run: RunDir, heads: Mapping[str, nn.Module] | None = None) -> MultimodalModel:
+        """The model of a finished run, in eval mode on the CPU; `heads` are further parts that get their weights."""
         from mmexp.engine import load_weights
 
         model = self.plan.build()
-        load_weights(model.parts(), run)
+        load_weights(model.parts() | dict(heads or {}), run)
         return model.eval()
 
     def load_generator(self, run: RunDir) -> Generator:
@@ -131,7 +136,10 @@ class Experiment:
         from mmexp.engine import Generator
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Generator(self.load_model(run).to(device), self.plan)
+        config = self.checked.parts.get("objective")
+        objective = config.build(self.plan) if getattr(config, "embeds", False) else None
+        model = self.load_model(run, {} if objective is None else {"objective": objective})
+        return Generator(model.to(device), self.plan, objective)
 
     def _plan_fields(self) -> dict[str, Any]:
         parts, processor = self.checked.parts, self.checked.spine.processor
@@ -180,6 +188,22 @@ def finished_run(path: str, where: str) -> RunDir:
             fix="`ls -d outputs/*/*/*/` shows the runs there are",
         )
     return run
+
+
+def starts(paths: str | Sequence[str] | None) -> tuple[RunDir | Path, ...]:
+    """What `stage.init_from` names: run directories, and checkpoints of other programs.
+
+    Raises:
+        CheckpointError: a path is neither.
+    """
+    from mmexp.hf import is_checkpoint
+
+    found: list[RunDir | Path] = []
+    for text in [paths] if isinstance(paths, str) else paths or ():
+        path = Path(text).expanduser()
+        foreign = not RunDir(path).manifest_file.is_file() and is_checkpoint(path)
+        found.append(path if foreign else finished_run(text, "stage.init_from"))
+    return tuple(found)
 
 
 def _image_rule(processor: ProcessorConfig) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def train(invocation: Invocation) -> None:
     show_plan(exp, run)
     module = fit(exp.job(run), show_trained)
     assert module.model is not None
-    results = evaluate_run(Generator(module.model, exp.plan), exp.benchmarks, run)
+    results = evaluate_run(Generator(module.model, exp.plan, module.objective), exp.benchmarks, run)
     run.update_manifest(status="finished", wall_s=round(time.monotonic() - started, 1), peak_memory_mb=peak_memory_mb())
     finish(run, results, write_report(run.path))
 

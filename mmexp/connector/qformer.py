@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mmexp.contracts import EncoderSpec
 
 _INIT_STD = 0.02
+_HEAD = r"cls"
+_TEXT = r"cls|bert\.embeddings\.(word|position)_embeddings|bert\.encoder\.layer\.\d+\.(intermediate|output)"
+"""What the variants lack: the head, and with it all that is text's own."""
 _BERT_NAMES = {"width": "hidden_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
                "ffn_width": "intermediate_size"}  # fmt: skip
 
@@ -31,8 +34,8 @@ class QformerConfig:
     """
 
     variant: Literal["stripped", "text", "full"] = "stripped"
-    """stripped: queries only (BLIP-2 stage 2, MiniGPT-4). text: queries may stand beside text (InstructBLIP). full: also
-    predicts text (BLIP-2 stage 1)."""
+    """stripped: queries only (BLIP-2 stage 2, MiniGPT-4). text: queries may stand beside text (InstructBLIP). full:
+    also predicts text (BLIP-2 stage 1)."""
     init: str | None = None
     """Hub id or folder of a BERT checkpoint that gives every weight but cross-attention and queries; the queries'
     feed-forward blocks start as copies of the text's. Null: random weights."""
@@ -97,6 +100,7 @@ class QformerConnector(nn.Module):
     def __init__(self, qformer: Qformer, proj: nn.Linear | None) -> None:
         super().__init__()
         self.qformer = qformer
+        self.leaves_behind = qformer.leaves_behind
         if proj is not None:
             self.proj = proj
 
@@ -123,6 +127,9 @@ class Qformer(nn.Module):
     def __init__(self, config: QformerConfig, source_width: int) -> None:
         super().__init__()
         self.num_queries = config.num_queries
+        text = _TEXT if not config.has_text else _HEAD
+        self.leaves_behind = None if config.has_head else rf"qformer\.({text})\..*"
+        """Names in the connector's weights that only a fuller variant has."""
         layers = [
             QformerLayer(
                 config.width,
@@ -155,7 +162,7 @@ class Qformer(nn.Module):
         return self.bert.encoder(hidden, self.num_queries, features, None)
 
     def read(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Text alone, every token sees every other: int64[B, T] with bool[B, T] (false at padding) to float[B, T, W]."""
+        """Text alone, all tokens see each other: int64[B, T] with bool[B, T] (false at padding) to float[B, T, W]."""
         self._require_text()
         hidden = self.bert.embeddings(None, input_ids)
         return self.bert.encoder(hidden, 0, None, additive(mask[:, None, None], hidden.dtype))[0]
@@ -195,9 +202,7 @@ class Qformer(nn.Module):
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """bool to 0 where something is seen and a very negative number where not."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
-        ~visible, torch.finfo(dtype).min
-    )
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def _lacks(what: str, fix: str) -> ConfigError:

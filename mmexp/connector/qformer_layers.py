@@ -30,7 +30,7 @@ class Attend(nn.Module):
 
     def __init__(self, width: int, source_width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
+        self.heads, self.dropout = (num_heads, width // num_heads), dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(source_width, width)
         self.value = nn.Linear(source_width, width)
@@ -43,7 +43,7 @@ class Attend(nn.Module):
         Keys and values of `prefix` stand before those of `source`. The second result is what `source` gave.
         """
         query, key, value = (
-            layer(rows).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            layer(rows).unflatten(-1, self.heads).transpose(1, 2)
             for layer, rows in ((self.query, hidden), (self.key, source), (self.value, source))
         )
         own = (key, value)

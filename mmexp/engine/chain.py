@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,9 @@ def load_starts(parts: Mapping[str, nn.Module], starts: Sequence[Start]) -> Chan
 def load_weights(parts: Mapping[str, nn.Module], run: RunDir) -> Changed:
     """Puts what `run` handed on into `parts`: exactly, or not at all.
 
-    Adapters are folded into the part's own weights, so the next stage may train them fully or add new ones.
+    Adapters are folded into the part's own weights, so the next stage may train them fully or add new ones. A part may
+    say in `leaves_behind`, a pattern of names, what a fuller form of it has and it does not; the log lists what was
+    left. The heads of a loss are left behind where the loss has gone.
 
     Returns:
         What now differs from the base weights.
@@ -75,7 +78,8 @@ def load_weights(parts: Mapping[str, nn.Module], run: RunDir) -> Changed:
     for entry in manifest["weights"]:
         name = entry["part"]
         if name == "objective" and name not in parts:
-            continue  # heads of a loss: another objective, and inference, have no use for them
+            log.info("the heads of the loss stay behind: %s", run.path)
+            continue  # another objective, and inference, have no use for them
         if name not in parts:
             raise CheckpointError(
                 f"weights of a part {name!r}", expected=f"one of {', '.join(parts)}", where=str(run.path)
@@ -128,6 +132,11 @@ def _load_tensors(module: nn.Module, file: Path, part: str) -> set[str]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(str(error), where=str(file)) from error
     own = module.state_dict()
+    pattern = getattr(module, "leaves_behind", None)
+    left = [name for name in tensors if pattern and name not in own and re.fullmatch(pattern, name)]
+    if left:
+        log.info("%s: %d of %d tensors stay behind: %s", part, len(left), len(tensors), ", ".join(left))
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in left}
     problems = [f"no {name} here" for name in tensors if name not in own]
     problems += [
         f"{name} is {tuple(tensor.shape)}, here {tuple(own[name].shape)}"

@@ -22,10 +22,8 @@ def gather_rows(rows: Tensor, with_gradient: bool = False) -> tuple[Tensor, int]
     shapes = _shapes(rows)
     numbers = [shape[0] for shape in shapes]
     largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
-    if with_gradient:
-        gathered = _Gathered.apply(_fill(rows, largest))
-    else:
-        gathered = _all_gather(_fill(rows.detach(), largest))
+    collect = _Gathered.apply if with_gradient else _all_gather
+    gathered = collect(_fill(rows if with_gradient else rows.detach(), largest))
     joined = torch.cat([part[:number] for part, number in zip(gathered, numbers, strict=True)])
     return joined, sum(numbers[: distributed.get_rank()])
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mmexp.contracts import Sample, Turn
 from mmexp.data import Collator
 from mmexp.engine.log import console
+from mmexp.engine.matcher import Matcher
+from mmexp.errors import ConfigError
 from mmexp.evaluation import BenchmarkConfig, evaluate, merge_results
 from mmexp.evaluation.runner import Results
 from mmexp.llm import Sampling
@@ -26,10 +28,11 @@ class Generator:
     Args:
         model: In eval mode, on its device.
         plan: The plan it was built from.
+        objective: With its heads, where the benchmarks need them.
     """
 
-    def __init__(self, model: MultimodalModel, plan: Plan) -> None:
-        self.model, self.plan = model, plan
+    def __init__(self, model: MultimodalModel, plan: Plan, objective: Any = None) -> None:
+        self.model, self.plan, self.objective = model, plan, objective
         self.collate = Collator(pad_id=plan.tokenizer.pad_id, row="padded")
 
     def predict(self, samples: Sequence[Sample], sampling: Sampling) -> list[str]:
@@ -37,6 +40,18 @@ class Generator:
         items = [self.plan.processor.encode_prompt(sample.turns, id=sample.id) for sample in samples]
         batch = self.collate(items).to(self.device)
         return self.model.generate(batch, self.plan.hf_tokenizer, self._ending(sampling))
+
+    def matcher(self) -> Matcher:
+        """What compares images with texts.
+
+        Raises:
+            ConfigError: the run's objective does not.
+        """
+        if not hasattr(self.objective, "embed_image"):
+            raise ConfigError("this run has not learned to compare images with texts",
+                              expected="a run with objective=blip2_represent", where="evaluation",
+                              fix="a benchmark that asks for answers")  # fmt: skip
+        return Matcher(self.model, self.plan, self.objective.eval().to(self.device))
 
     def stream(self, turns: Sequence[Turn], sampling: Sampling, on_text: Callable[[str], None]) -> str:
         """The answer to one conversation, handed out as it comes."""
@@ -72,8 +87,9 @@ def evaluate_run(
             length_penalty=benchmark.length_penalty,
         )
         chosen = None if splits is None else [split for split in splits if split in benchmark.splits]
-        figures = evaluate(
-            name, benchmark, lambda samples, s=sampling: generator.predict(samples, s), run.path, console, chosen
-        )
+        predict: Any = lambda samples, s=sampling: generator.predict(samples, s)  # noqa: E731
+        if benchmark.needs == "embed":
+            predict = generator.matcher()
+        figures = evaluate(name, benchmark, predict, run.path, console, chosen)
         results = merge_results(run.results, figures)
     return results

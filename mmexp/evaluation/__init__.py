@@ -1,8 +1,9 @@
 """Evaluation: benchmarks own their metric and know of a model only the predict function they are given."""
 
-from mmexp.evaluation.base import BenchmarkConfig, Graded, Predict
+from mmexp.evaluation.base import BenchmarkConfig, Graded, Match, Predict
 from mmexp.evaluation.caption import CaptionConfig
 from mmexp.evaluation.grounding import GroundingConfig
+from mmexp.evaluation.retrieval import RetrievalConfig
 from mmexp.evaluation.runner import evaluate, merge_results
 from mmexp.evaluation.vqa import VqaConfig
 
@@ -11,7 +12,9 @@ __all__ = [
     "CaptionConfig",
     "Graded",
     "GroundingConfig",
+    "Match",
     "Predict",
+    "RetrievalConfig",
     "VqaConfig",
     "evaluate",
     "merge_results",

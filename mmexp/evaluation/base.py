@@ -6,13 +6,29 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from mmexp.contracts import Sample
 from mmexp.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Predict = Callable[[Sequence[Sample]], list[str]]
 """Samples that end with a user turn, to one answer each, in order."""
+
+
+class Match(Protocol):
+    """Compares images with texts; the second method speaks of those of the last call of the first."""
+
+    def similarities(self, samples: Sequence[Sample], texts: Sequence[str], batch_size: int) -> Tensor:
+        """float[I, U] on the CPU: how near each of I images (one a sample) and each of U texts are."""
+        ...
+
+    def agreement(self, pairs: Tensor, batch_size: int) -> Tensor | None:
+        """int64[K, 2] of image and text to float[K]: how much they belong together, None where nothing can say it."""
+        ...
+
 
 BASELINES = ("blind", "majority")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from rich.console import Console
@@ -19,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mmexp.contracts import Medium, Sample, Turn
 from mmexp.errors import CheckpointError, ConfigError, DataError
-from mmexp.evaluation.base import BenchmarkConfig, Graded, Predict, answer, question_type
+from mmexp.evaluation.base import BenchmarkConfig, Graded, Match, Predict, answer, question_type
+from mmexp.evaluation.retrieval import RetrievalConfig
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class _Answers:
 def evaluate(
     name: str,
     benchmark: BenchmarkConfig,
-    predict: Predict,
+    predict: Predict | Match,
     out_dir: Path,
     progress: Console | None = None,
     splits: Sequence[str] | None = None,
@@ -50,7 +51,8 @@ def evaluate(
 
     Args:
         name: The benchmark's name in results and file names.
-        predict: Gets samples without their answer, `benchmark.batch_size` at a time.
+        predict: Gets samples without their answer, `benchmark.batch_size` at a time; for a benchmark that needs
+            `embed`, what compares images with texts.
         out_dir: The run directory.
         progress: Where the bar is drawn; only a terminal shows one. None: standard error.
         splits: Only these splits; None takes all.
@@ -99,7 +101,7 @@ def _answer(
     benchmark: BenchmarkConfig,
     samples: Sequence[Sample],
     asked: Sequence[Sample],
-    predict: Predict,
+    predict: Predict | Match,
     label: str,
     console: Console,
 ) -> dict[str, _Answers]:
@@ -108,6 +110,10 @@ def _answer(
     def graded(texts: list[str]) -> _Answers:
         return _Answers(texts=texts, graded=benchmark.grade(samples, texts))
 
+    if isinstance(benchmark, RetrievalConfig):
+        found, metrics = benchmark.retrieve(samples, cast("Match", predict))
+        return {"": _Answers(texts=found, graded=replace(benchmark.grade(samples, found), metrics=metrics))}
+    predict = cast("Predict", predict)
     answers = {"": graded(_predict(predict, asked, benchmark.batch_size, label, console))}
     if "blind" in benchmark.baselines:
         blinded = _blinded(asked)

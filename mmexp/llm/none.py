@@ -26,16 +26,20 @@ class NoLlmConfig:
     """Hub id or folder of the tokenizer."""
     bos_token: str | None = None
     """Special token that is added where the tokenizer lacks it, and that begins a text; null changes nothing."""
+    new_tokens: tuple[str, ...] = ()
+    """Further special tokens that the template writes, for a tokenizer that lacks them."""
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
 
     def spec(self) -> LlmSpec:
         known = None if hub.is_local(self.tokenizer) else hub.published().get(self.tokenizer)
-        num_tokens = known["vocab_size"] + (self.bos_token is not None) if known else len(self.load_tokenizer())
+        num_added = len(self.new_tokens) + (self.bos_token is not None)
+        num_tokens = known["vocab_size"] + num_added if known else len(self.load_tokenizer())
         return LlmSpec(width=0, vocab_size=num_tokens, max_length_tokens=2**31 - 1, model_type="no LLM")
 
     def load_tokenizer(self) -> Any:
         tokenizer = load_tokenizer(self.tokenizer, self.revision)
+        tokenizer.add_tokens(list(self.new_tokens), special_tokens=True)
         if self.bos_token is not None:
             tokenizer.add_special_tokens({"bos_token": self.bos_token})
         return tokenizer

@@ -1,6 +1,6 @@
 """Objectives: what is minimised, kept apart from the model and from the trainer."""
 
-from mmexp.objective.base import Objective, ObjectiveConfig
+from mmexp.objective.base import Embedding, Objective, ObjectiveConfig
 from mmexp.objective.blip2 import Blip2Represent, Blip2RepresentConfig
 from mmexp.objective.next_token import NextToken, NextTokenConfig
 from mmexp.objective.region_contrastive import RegionContrastive, RegionContrastiveConfig
@@ -8,6 +8,7 @@ from mmexp.objective.region_contrastive import RegionContrastive, RegionContrast
 __all__ = [
     "Blip2Represent",
     "Blip2RepresentConfig",
+    "Embedding",
     "NextToken",
     "NextTokenConfig",
     "Objective",

@@ -24,6 +24,33 @@ def alone(rows: Tensor, with_gradient: bool = False) -> tuple[Tensor, int]:
     return rows, 0
 
 
+class Embedding(Protocol):
+    """What an objective further has when its heads compare images with texts."""
+
+    matches: bool
+    """Whether `match` can judge pairs."""
+
+    def features(self, model: MultimodalModel, batch: Batch) -> Tensor:
+        """float[B, P, E] of a batch of one image a sample."""
+        ...
+
+    def texts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """int64[B, T] of the texts' tokens and bool[B, T], false at padding."""
+        ...
+
+    def embed_image(self, model: MultimodalModel, features: Tensor) -> Tensor:
+        """float[B, P, E] to unit vectors float[B, Q, W]."""
+        ...
+
+    def embed_text(self, model: MultimodalModel, ids: Tensor, mask: Tensor) -> Tensor:
+        """int64[B, T] and bool[B, T] to unit vectors float[B, W]."""
+        ...
+
+    def match(self, model: MultimodalModel, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """float[B, 2]: logits of not belonging together, and of belonging together."""
+        ...
+
+
 class Objective(Protocol):
     """What the training module calls on every micro-batch.
 

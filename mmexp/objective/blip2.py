@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from mmexp.connector import Qformer, QformerConfig
 from mmexp.contracts import Batch, Losses
-from mmexp.errors import ConfigError, DataError
+from mmexp.errors import ConfigError
 from mmexp.objective.base import alone
+from mmexp.objective.pairs import draw, hits, image_features, qformer_of, same_image, texts_of, widen
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmexp.connector import Qformer
     from mmexp.contracts import Gather
     from mmexp.model import MultimodalModel, Plan
 
@@ -46,6 +46,9 @@ class Blip2RepresentConfig:
     """Weight of the generation loss."""
     width: int = 256
     """Width of the space in which images and texts are compared."""
+    embeds: ClassVar[bool] = True
+    """The objective is an `Embedding`."""
+
     temperature: float = 0.07
     """What similarities are divided by at first; it is learned."""
     label_smoothing: float = 0.1
@@ -77,11 +80,12 @@ class Blip2Represent(nn.Module):
     def __init__(self, config: Blip2RepresentConfig, plan: Plan) -> None:
         super().__init__()
         self.config = config
-        qformer = _qformer_of(plan, config)
+        qformer = qformer_of(plan, config.itg > 0)
         self.gather: Gather = alone
         """The engine puts one that joins ranks here."""
         self.bos_id = plan.tokenizer.control_id("bos") if config.itg else -1
         self.max_text_tokens = qformer.max_text_tokens
+        self.matches = config.itm > 0
         if config.itc:
             self.vision_proj = nn.Linear(qformer.width, config.width)
             self.text_proj = nn.Linear(qformer.width, config.width)
@@ -96,70 +100,46 @@ class Blip2Represent(nn.Module):
         """Sums over pairs (`itc`), judged pairs (`itm`) and predicted tokens (`itg`)."""
         qformer, features = _qformer(model), self.features(model, batch)
         ids, mask = self.texts(batch)
-        same, first = self._same(batch, ids.device)
+        same, first = same_image(batch, self.gather, self.config.shared_images)
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         report: dict[str, Tensor] = {}
         doubt = torch.zeros(2, *same.shape, device=ids.device)
         seen, memory = qformer.look(features) if self.config.itc or self.config.itg else (None, None)
         if self.config.itc:
-            doubt = self.similarities(self.project_image(seen), self.project_text(qformer.read(ids, mask)))
+            doubt = self._similarities(self._project_image(seen), self.embed_text(model, ids, mask))
             sums["itc"], counts["itc"] = self._contrast(doubt, same), len(ids)
-            hits = (doubt.detach().argmax(2) == torch.arange(len(ids), device=ids.device) + first).float()
-            report |= {"temp": self.temp.detach(), "itc_accuracy": hits.mean()}
+            report |= {"temp": self.temp.detach(), "itc_accuracy": hits(doubt.detach(), first)}
         if self.config.itm:
-            logits, labels = self._judge(qformer, (features, ids, mask), doubt.detach(), same)
+            logits, labels = self._judge(model, (features, ids, mask), doubt.detach(), same)
             sums["itm"] = functional.cross_entropy(logits.float(), labels, reduction="sum")
             counts["itm"] = len(labels)
-            report["itm_accuracy"] = (logits.argmax(1) == labels).float().mean()
+            report["itm_accuracy"] = (logits.argmax(1) == labels).float().sum() / max(len(labels), 1)
         if self.config.itg:
             sums["itg"], counts["itg"] = self._generate(qformer, ids, mask, memory)
         weights = {name: getattr(self.config, name) for name in sums}
         return Losses(sums=sums, counts=counts, weights=weights, report=report)
 
     def features(self, model: MultimodalModel, batch: Batch) -> Tensor:
-        """float[B, P, E] of the images; of none when every sample of the batch was dropped.
-
-        Raises:
-            DataError: a sample without an image, or with several.
-        """
-        branch: Any = model.inputs["image"]
-        owners = batch.media_owners.get("image", ())
-        if batch.num_supervised and owners != batch.ids:
-            odd = next(id for id in batch.ids if owners.count(id) != 1 or batch.ids.count(id) != 1)  # noqa: A001
-            raise DataError(f"{owners.count(odd)} images", expected="one image for each text", where=f"sample {odd}")
-        if not owners:
-            return branch.features(torch.zeros(0, *branch.spec.item_shape, device=batch.input_ids.device))
-        return branch.features(batch.media["image"])
+        """See `pairs.image_features`."""
+        return image_features(model, batch)
 
     def texts(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """int64[B, T] of all tokens beside the slots, and bool[B, T] where there is no padding.
+        """See `pairs.texts_of`."""
+        return texts_of(batch, self.max_text_tokens)
 
-        Raises:
-            DataError: a text is longer than the Q-Former's positions.
-        """
-        slots = batch.slots.get("image", torch.zeros_like(batch.input_ids, dtype=torch.bool))
-        spans = batch.spans() if batch.media_owners.get("image") else ()
-        rows = [batch.input_ids[row, start:end][~slots[row, start:end]] for row, start, end in spans]
-        longest = max(map(len, rows), default=1)
-        if longest > self.max_text_tokens:
-            index = [len(row) for row in rows].index(longest)
-            raise DataError(f"a text of {longest} tokens", expected=f"at most {self.max_text_tokens}",
-                            where=f"sample {batch.ids[index]}", fix="template.max_answer_tokens")  # fmt: skip
-        lengths = torch.tensor([len(row) for row in rows], device=batch.input_ids.device, dtype=torch.int64)
-        mask = torch.arange(longest, device=batch.input_ids.device) < lengths[:, None]
-        ids = batch.input_ids.new_zeros(mask.shape)
-        return (ids.masked_scatter(mask, torch.cat(rows)) if rows else ids), mask
+    def embed_image(self, model: MultimodalModel, features: Tensor) -> Tensor:
+        """float[B, P, E] to one unit vector a query, float[B, Q, width]."""
+        return self._project_image(_qformer(model).look(features)[0])
 
-    def project_image(self, seen: Tensor) -> Tensor:
-        """The queries' rows float[B, Q, W] to unit vectors float[B, Q, width]."""
+    def embed_text(self, model: MultimodalModel, ids: Tensor, mask: Tensor) -> Tensor:
+        """int64[B, T] and bool[B, T] to unit vectors float[B, width], of the first token."""
+        return functional.normalize(self.text_proj(_qformer(model).read(ids, mask)[:, 0]), dim=-1)
+
+    def _project_image(self, seen: Tensor) -> Tensor:
         return functional.normalize(self.vision_proj(seen), dim=-1)
 
-    def project_text(self, read: Tensor) -> Tensor:
-        """The text's rows float[B, T, W], of which the first one stands for all, to unit vectors float[B, width]."""
-        return functional.normalize(self.text_proj(read[:, 0]), dim=-1)
-
-    def similarities(self, image: Tensor, text: Tensor) -> Tensor:
+    def _similarities(self, image: Tensor, text: Tensor) -> Tensor:
         """float[2, B, B of all ranks]: own images to all texts, own texts to all images.
 
         What is gathered carries no gradient, the own rows in it neither: each direction trains the side that asks.
@@ -169,21 +149,11 @@ class Blip2Represent(nn.Module):
         to_image = torch.einsum("bw,nqw->bnq", text, images).amax(2)
         return torch.stack([to_text, to_image]).float() / self.temp
 
-    def match(self, qformer: Qformer, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def match(self, model: MultimodalModel, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """float[B, 2]: how much image and text do not belong together, and how much they do."""
+        qformer = _qformer(model)
         rows = qformer.look_and_read(features, ids, mask)[:, : qformer.num_queries]
         return self.itm_head(rows).mean(1)
-
-    def _same(self, batch: Batch, device: torch.device) -> tuple[Tensor, int]:
-        """bool[B, B of all ranks]: which pairs show the same image; and where the own rows begin."""
-        metas = batch.meta if batch.media_owners.get("image") else ()
-        named = [meta.get("image_id") if self.config.shared_images else None for meta in metas]
-        keys = torch.tensor([0 if name is None else _number(name) for name in named], device=device, dtype=torch.int64)
-        everyone, first = self.gather(keys)
-        place = torch.arange(len(everyone), device=device)
-        everyone = torch.where(everyone == 0, -1 - place, everyone)
-        own = everyone[first : first + len(keys)]
-        return own[:, None] == everyone[None], first
 
     def _contrast(self, similarity: Tensor, same: Tensor) -> Tensor:
         """Cross-entropy against all pairs of the same image, half from each direction, summed over B."""
@@ -192,7 +162,7 @@ class Blip2Represent(nn.Module):
         return -(targets * similarity.log_softmax(2)).sum() / 2
 
     def _judge(
-        self, qformer: Qformer, own: tuple[Tensor, Tensor, Tensor], doubt: Tensor, same: Tensor
+        self, model: MultimodalModel, own: tuple[Tensor, Tensor, Tensor], doubt: Tensor, same: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits and labels of own pairs, own texts with drawn images, and own images with drawn texts.
 
@@ -203,10 +173,10 @@ class Blip2Represent(nn.Module):
         all_ids, _ = self.gather(ids)
         all_mask, _ = self.gather(mask)
         has = (~same).any(1)
-        texts, images = (_draw(rows.masked_fill(same, _NEVER)[has]) for rows in doubt)
-        ids, mask = _widen(ids, all_ids.shape[1]), _widen(mask, all_ids.shape[1])
+        texts, images = (draw(rows.masked_fill(same, _NEVER)[has]) for rows in doubt)
+        ids, mask = widen(ids, all_ids.shape[1]), widen(mask, all_ids.shape[1])
         logits = self.match(
-            qformer,
+            model,
             torch.cat([features, all_features[images], features[has]]),
             torch.cat([ids, ids[has], all_ids[texts]]),
             torch.cat([mask, mask[has], all_mask[texts]]),
@@ -228,47 +198,6 @@ class Blip2Represent(nn.Module):
         return loss, len(labels)
 
 
-def _qformer_of(plan: Plan, config: Blip2RepresentConfig) -> QformerConfig:
-    """The Q-Former's config, when it can have this loss."""
-    if "image" not in plan.inputs:
-        raise ConfigError("no image branch", expected="an encoder", where="objective", fix="encoder=clip_l14")
-    if plan.tiling is not None:
-        raise ConfigError(f"{plan.tiling}", expected="one view of each picture", where="processor.image_fit",
-                          fix="processor.image_fit=squash")  # fmt: skip
-    connector = plan.inputs["image"].connector
-    if not isinstance(connector, QformerConfig):
-        raise ConfigError(f"{type(connector).__name__}", expected="a Q-Former that reads text", where="connector",
-                          fix="connector=qformer_full")  # fmt: skip
-    wanted = "full" if config.itg else "text"
-    if connector.variant != wanted:
-        name = f"connector=qformer_{wanted}"
-        why = "predicts text" if config.itg else "reads text and has no head that nothing trains"
-        raise ConfigError(f"{connector.variant}", expected=f"{wanted}, which {why}", where="connector.variant",
-                          fix=name)  # fmt: skip
-    if plan.tokenizer.vocab_size > connector.vocab_size:
-        raise ConfigError(f"{connector.vocab_size}", expected=f"the {plan.tokenizer.vocab_size} tokens of the tokenizer",
-                          where="connector.vocab_size", fix="llm=none, or a larger table")  # fmt: skip
-    return connector
-
-
 def _qformer(model: MultimodalModel) -> Qformer:
     branch: Any = model.inputs["image"]
     return branch.connector.qformer
-
-
-def _number(image_id: Any) -> int:
-    """A positive number for an image id of any kind: the published code takes whole numbers only."""
-    return int.from_bytes(hashlib.blake2b(str(image_id).encode(), digest_size=8).digest(), "big") >> 1 or 1
-
-
-def _draw(similarity: Tensor) -> Tensor:
-    """One index a row, the likelier the more similar: float[R, N] to int64[R]."""
-    if not len(similarity):
-        return torch.zeros(0, dtype=torch.int64, device=similarity.device)
-    weights = similarity.softmax(1).nan_to_num(1.0)  # a step that is not finite is left out later, not aborted here
-    return torch.multinomial(weights, 1).squeeze(1)
-
-
-def _widen(rows: Tensor, length: int) -> Tensor:
-    """[B, T] to [B, length], with zeros behind."""
-    return functional.pad(rows, (0, length - rows.shape[1]))

@@ -122,6 +122,18 @@ def caption_rows(seed: int, split: str, count: int) -> Iterator[Row]:
         yield image_row(scene, "caption", [(CAPTION_PROMPTS[0], targets[0])], type="caption", targets=targets)
 
 
+def retrieval_rows(seed: int, split: str, count: int) -> Iterator[Row]:
+    """Pictures with one caption each; no caption says the same of two pictures."""
+    index, said = 0, set[str]()
+    while len(said) < count:
+        scene = draw_scene(seed, split, index)
+        index += 1
+        text = captions(scene)[0]
+        if text not in said:
+            said.add(text)
+            yield image_row(scene, "retrieval", [(CAPTION_PROMPTS[0], text)], type="retrieval")
+
+
 def grounding_rows(seed: int, split: str, count: int) -> Iterator[Row]:
     """Phrases whose box is to be found."""
     index = found = 0

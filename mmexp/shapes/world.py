@@ -16,7 +16,16 @@ from typing import Any
 from mmexp.errors import DataError
 from mmexp.shapes.corpora import pair_row
 from mmexp.shapes.render import draw_image
-from mmexp.shapes.rows import Row, align_row, caption_rows, grounding_rows, image_path, instruct_row, vqa_rows
+from mmexp.shapes.rows import (
+    Row,
+    align_row,
+    caption_rows,
+    grounding_rows,
+    image_path,
+    instruct_row,
+    retrieval_rows,
+    vqa_rows,
+)
 from mmexp.shapes.scenes import COMBOS, PRETRAIN, draw_scene
 
 STAMP = "world.json"
@@ -44,6 +53,8 @@ class WorldConfig:
     """Captions on held-out pictures; half as many on held-out combinations."""
     grounding_rows: int = 200
     """Boxes on held-out pictures; half as many on held-out combinations."""
+    retrieval_rows: int = 100
+    """Held-out pictures with captions that all differ; half as many held-out combinations."""
     pretrain_pair_rows: int = 0
     """Rows of `pretrain_pairs.json`, what the vision part learnt from; 0 writes no such file."""
 
@@ -115,12 +126,12 @@ class WorldConfig:
             "instruct": simple(instruct_row, "train", self.instruct_rows),
         }
         for split, share in ((IMAGES, 1), (COMBOS, 2)):
-            vqa, captions, boxes = (
-                max(count // share, 1) for count in (self.vqa_per_type, self.caption_rows, self.grounding_rows)
-            )
+            counts = (self.vqa_per_type, self.caption_rows, self.grounding_rows, self.retrieval_rows)
+            vqa, captions, boxes, pairs = (max(count // share, 1) for count in counts)
             files[f"{split}_vqa"] = 7 * vqa, lambda split=split, n=vqa: vqa_rows(seed, split, n)
             files[f"{split}_caption"] = captions, lambda split=split, n=captions: caption_rows(seed, split, n)
             files[f"{split}_grounding"] = boxes, lambda split=split, n=boxes: grounding_rows(seed, split, n)
+            files[f"{split}_retrieval"] = pairs, lambda split=split, n=pairs: retrieval_rows(seed, split, n)
         if self.pretrain_pair_rows:
             files["pretrain_pairs"] = simple(pair_row, PRETRAIN, self.pretrain_pair_rows)
         return files

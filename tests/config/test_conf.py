@@ -19,7 +19,7 @@ READERS = {choice for choice in GROUPS["data"] if "path: ???" in (conf_dir() / f
 GIVEN = {choice: ["data.path=rows.json"] for choice in READERS} | {
     "vqa_v2": ["data.path=q.json", "data.annotations=a.json"]
 }
-BENCHMARKS = {"vqa", "caption", "grounding"}
+BENCHMARKS = {"vqa", "caption", "grounding", "retrieval"}
 
 
 @pytest.mark.parametrize("file", sorted(conf_dir().rglob("*.yaml")), ids=lambda file: str(file.relative_to(conf_dir())))
@@ -50,7 +50,7 @@ def test_every_benchmark_builds(choice: str) -> None:
 def test_every_recipe_stage_and_scale_is_right(recipe: str, stage: str, scale: str) -> None:
     invocation = compose("train", [f"recipe={recipe}", f"stage={stage}", f"scale={scale}"])
     checked = check(invocation.cfg, invocation.registered)
-    assert checked.spine.stage.name.split("_")[-1] in ("align", "instruct", "lora")
+    assert checked.spine.stage.name.split("_")[-1] in ("align", "instruct", "lora", "represent")
     data = type(checked.parts["data"].prepare).__name__
     assert (data == "WorldConfig") == (scale == "shapes")
 
@@ -92,6 +92,14 @@ def test_the_numbers_of_llava() -> None:
     assert (tune.stage.lr, tune.stage.batch_size, tune.stage.epochs) == (2e-5, 32, 3)
     assert (align.processor.image_fit, tune.processor.image_fit) == ("crop", "crop")
     assert (align.template.name, tune.template.name) == ("plain", "llava_v1")
+
+
+def test_the_numbers_of_blip2s_first_stage() -> None:
+    """Source: BLIP-2, section 3.4; LAVIS `pretrain_stage1.yaml`."""
+    cfg = compose("train", ["stage=blip2/represent"]).cfg
+    assert (cfg.stage.lr, cfg.stage.weight_decay, cfg.stage.batch_size) == (1e-4, 0.05, 1600)
+    assert (cfg.stage.max_steps, cfg.stage.warmup_ratio, cfg.optim.beta2) == (250_000, 0.008, 0.98)
+    assert (cfg.connector.variant, cfg.llm.bos_token, cfg.template.name) == ("full", "[DEC]", "blip2_represent")
 
 
 def test_the_command_line_beats_everything() -> None:
