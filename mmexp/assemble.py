@@ -22,6 +22,8 @@ from mmexp.prompt import AnyRes, DynamicTiles
 from mmexp.tuning import LoraSettings
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mmexp.engine import Generator, StageJob
     from mmexp.evaluation import BenchmarkConfig
     from mmexp.model import MultimodalModel
@@ -89,7 +91,7 @@ class Experiment:
             data=parts["data"],
             objective=parts["objective"],
             policy=stage.policy,
-            init_from=finished_run(stage.init_from, "stage.init_from") if stage.init_from else None,
+            init_from=starts(stage.init_from),
             lora=LoraSettings(**vars(stage.lora)),
             live_dropout=stage.live_dropout,
             lr=stage.lr,
@@ -119,9 +121,13 @@ class Experiment:
             group=spine.name,
         )
 
-    def load_model(self, run: RunDir) -> MultimodalModel:
-        """The model of a finished run, in eval mode on the CPU."""
-        return self._load(run)[0]
+    def load_model(self, run: RunDir, heads: Mapping[str, nn.Module] | None = None) -> MultimodalModel:
+        """The model of a finished run, in eval mode on the CPU; `heads` are further parts that get their weights."""
+        from mmexp.engine import load_weights
+
+        model = self.plan.build()
+        load_weights(model.parts() | dict(heads or {}), run)
+        return model.eval()
 
     def load_generator(self, run: RunDir) -> Generator:
         """The model of a finished run, ready to answer."""
@@ -129,18 +135,11 @@ class Experiment:
 
         from mmexp.engine import Generator
 
-        model, objective = self._load(run)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Generator(model.to(device), self.plan, objective)
-
-    def _load(self, run: RunDir) -> tuple[MultimodalModel, Any]:
-        """Model and, where benchmarks need its heads, objective of a finished run."""
-        from mmexp.engine import load_weights
-
-        model, config = self.plan.build(), self.checked.parts.get("objective")
+        config = self.checked.parts.get("objective")
         objective = config.build(self.plan) if getattr(config, "embeds", False) else None
-        load_weights(model.parts() | ({} if objective is None else {"objective": objective}), run)
-        return model.eval(), objective
+        model = self.load_model(run, {} if objective is None else {"objective": objective})
+        return Generator(model.to(device), self.plan, objective)
 
     def _plan_fields(self) -> dict[str, Any]:
         parts, processor = self.checked.parts, self.checked.spine.processor
@@ -189,6 +188,22 @@ def finished_run(path: str, where: str) -> RunDir:
             fix="`ls -d outputs/*/*/*/` shows the runs there are",
         )
     return run
+
+
+def starts(paths: str | Sequence[str] | None) -> tuple[RunDir | Path, ...]:
+    """What `stage.init_from` names: run directories, and checkpoints of other programs.
+
+    Raises:
+        CheckpointError: a path is neither.
+    """
+    from mmexp.hf import is_checkpoint
+
+    found: list[RunDir | Path] = []
+    for text in [paths] if isinstance(paths, str) else paths or ():
+        path = Path(text).expanduser()
+        foreign = not RunDir(path).manifest_file.is_file() and is_checkpoint(path)
+        found.append(path if foreign else finished_run(text, "stage.init_from"))
+    return tuple(found)
 
 
 def _image_rule(processor: ProcessorConfig) -> dict[str, Any]:

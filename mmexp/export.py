@@ -60,7 +60,7 @@ def lineage(run: RunDir) -> list[dict[str, Any]]:
     from mmexp.engine import RunDir
 
     found = [run.manifest()]
-    while found[-1].get("parent"):
+    while isinstance(found[-1].get("parent"), str):
         before = RunDir(Path(found[-1]["parent"])).manifest()
         if not before or before in found:
             break

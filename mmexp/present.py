@@ -89,10 +89,14 @@ def plan_rows(exp: Experiment, run: RunDir | None = None) -> list[dict[str, str]
         }
     )
     rows.append({"part": "data", "what": _title(exp, "data"), "shape": f"batches of {spine.stage.batch_size}"})
-    rows.append({"part": "start", "what": spine.stage.init_from or "base weights", "shape": ""})
+    rows.append({"part": "start", "what": _start(spine.stage.init_from), "shape": ""})
     if run is not None:
         rows.append({"part": "run", "what": str(run.path), "shape": ""})
     return rows
+
+
+def _start(paths: str | Sequence[str] | None) -> str:
+    return (paths if isinstance(paths, str) else ", then ".join(paths or ())) or "base weights"
 
 
 def show_trained(table: Sequence[TrainedPart]) -> None:

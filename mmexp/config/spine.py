@@ -134,8 +134,9 @@ class StageConfig:
     """What moves: a tree shaped like the model with the leaves frozen, lora and full."""
     live_dropout: tuple[str, ...] = ()
     """Frozen parts whose dropout stays active, for published runs that never put their frozen LLM in eval mode."""
-    init_from: str | None = None
-    """Finished run directory whose weights come first; null starts from the base weights."""
+    init_from: str | tuple[str, ...] | None = None
+    """Whose weights come first: a finished run directory, or a checkpoint of LLaVA, LAVIS or MiniGPT-4; several follow
+    each other. Null starts from the base weights."""
     lr: float
     """Peak learning rate."""
     lr_by_part: Mapping[str, float] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mmexp.engine.manifest import RunDir, require_space, sha256
 from mmexp.errors import CheckpointError
+from mmexp.hf import load_foreign
 from mmexp.tuning import merge_adapter, save_adapter
 
 if TYPE_CHECKING:
@@ -22,6 +23,25 @@ log = logging.getLogger(__name__)
 
 Changed = dict[str, set[str]]
 """Per part the names of the tensors that differ from the base weights."""
+Start = RunDir | Path
+"""A finished run, or a checkpoint of another program."""
+
+
+def load_starts(parts: Mapping[str, nn.Module], starts: Sequence[Start]) -> Changed:
+    """Puts the weights of every start into `parts`, one after the other.
+
+    Returns:
+        What now differs from the base weights.
+
+    Raises:
+        CheckpointError: one of them does not belong to this model.
+    """
+    changed: Changed = {}
+    for start in starts:
+        found = load_weights(parts, start) if isinstance(start, RunDir) else load_foreign(parts, start)
+        for part, names in found.items():
+            changed.setdefault(part, set()).update(names)
+    return changed
 
 
 def load_weights(parts: Mapping[str, nn.Module], run: RunDir) -> Changed:

@@ -25,7 +25,7 @@ from mmexp.data import (
 from mmexp.engine import checkpoint
 from mmexp.engine.bad_samples import BadSamples
 from mmexp.engine.callbacks import Checkpoints, Interrupted, MetricsLog
-from mmexp.engine.chain import save_weights
+from mmexp.engine.chain import Start, save_weights
 from mmexp.engine.manifest import RunDir
 from mmexp.engine.module import Recipe, TrainingModule
 from mmexp.engine.moved import MovedCheck
@@ -55,7 +55,7 @@ class StageJob:
     """A config with `build() -> Dataset`."""
     objective: ObjectiveConfig
     policy: Mapping[str, Any]
-    init_from: RunDir | None
+    init_from: Sequence[Start]
     lora: LoraSettings
     live_dropout: Sequence[str] = ()
     """Frozen parts whose dropout stays active."""

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from mmexp.contracts import Batch, Losses
-from mmexp.engine.chain import Changed, load_weights
+from mmexp.engine.chain import Changed, Start, load_starts
 from mmexp.engine.checkpoint import check_state, trained_names
 from mmexp.engine.gather import gather_rows
 from mmexp.engine.optim import AdamWCosineConfig, clip_and_check
@@ -23,7 +23,6 @@ from mmexp.tuning import LoraSettings, TrainedPart, apply_policy, describe, para
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mmexp.engine.manifest import RunDir
     from mmexp.model import MultimodalModel, Plan
     from mmexp.objective import ObjectiveConfig
 
@@ -72,7 +71,7 @@ class TrainingModule(LightningModule):
         objective: Builds the loss.
         optim: Builds optimizer and schedule.
         recipe: The stage's numbers.
-        init_from: Finished run whose weights come before the policy is applied; None starts from the base weights.
+        init_from: Finished runs and foreign checkpoints whose weights come, in this order, before the policy is applied.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class TrainingModule(LightningModule):
         objective: ObjectiveConfig,
         optim: AdamWCosineConfig,
         recipe: Recipe,
-        init_from: RunDir | None = None,
+        init_from: Sequence[Start] = (),
     ) -> None:
         super().__init__()
         self.strict_loading = False  # a checkpoint holds only what trains; `check_state` compares exactly
@@ -117,8 +116,7 @@ class TrainingModule(LightningModule):
         self.objective.requires(self.plan)
         if hasattr(self.objective, "gather"):
             self.objective.gather = gather_rows
-        if self.init_from is not None:
-            self.changed = load_weights(self.parts(), self.init_from)
+        self.changed = load_starts(self.parts(), self.init_from)
         apply_policy(self.model, self.recipe.policy, self.recipe.lora, self.recipe.live_dropout)
 
     def parts(self) -> dict[str, nn.Module]:

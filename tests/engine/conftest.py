@@ -65,7 +65,7 @@ def make_job(rows: Path, tmp_path: Path) -> Callable[..., StageJob]:
             "data": LlavaJsonConfig(path=str(rows)),
             "objective": NextTokenConfig(),
             "policy": {"encoder": "frozen", "connector": "full", "llm": "full"},
-            "init_from": None,
+            "init_from": (),
             "lora": LoraSettings(rank=2, alpha=4),
             "lr": 1e-2,
             "lr_by_part": {},

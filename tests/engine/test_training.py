@@ -111,7 +111,7 @@ def test_a_stage_starts_from_what_the_one_before_wrote(make_job: Make) -> None:
     first = make_job("align", policy=ALIGN)
     run(first)
     policy = {"encoder": "frozen", "connector": "frozen", "llm": "full"}
-    second = make_job("instruct", init_from=first.run, policy=policy)
+    second = make_job("instruct", init_from=(first.run,), policy=policy)
     module = run(second)
     for name, tensor in load_file(first.run.weights / "connector.safetensors").items():
         assert torch.equal(module.parts()["connector"].state_dict()[name], tensor)
@@ -132,7 +132,7 @@ def test_lora_is_merged_into_the_next_stage(make_job: Make) -> None:
     with torch.no_grad():
         merged, adapted = again.llm.model(input_ids=ids).logits, module.model.llm.model(input_ids=ids).logits
     torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
-    second = make_job("after", init_from=first.run, policy=ALIGN)
+    second = make_job("after", init_from=(first.run,), policy=ALIGN)
     run(second)
     third = second.plan.build().eval()
     load_weights(third.parts(), second.run)
@@ -143,7 +143,7 @@ def test_lora_is_merged_into_the_next_stage(make_job: Make) -> None:
 def test_a_connector_of_another_pair_is_refused(make_job: Make) -> None:
     first = make_job("align", policy=ALIGN)
     run(first)
-    other = make_job("other", init_from=first.run)
+    other = make_job("other", init_from=(first.run,))
     with pytest.raises(CheckpointError, match="encoder-LLM pair"):
         run(replace(other, plan=replace(other.plan, llm=TinyLlmConfig(width=64))))
 
@@ -153,7 +153,7 @@ def test_a_damaged_weight_file_is_refused(make_job: Make) -> None:
     run(first)
     flip_a_byte(first.run.weights / "connector.safetensors")
     with pytest.raises(CheckpointError, match=r"connector\.safetensors"):
-        run(make_job("next", init_from=first.run))
+        run(make_job("next", init_from=(first.run,)))
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(make_job: Make) -> None:

@@ -1,0 +1,34 @@
+"""One door for every foreign checkpoint: the names of its tensors tell what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmexp.errors import CheckpointError
+from mmexp.hf.foreign import place, read_config, read_state
+from mmexp.hf.llava_import import is_llava, place_llava
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load_foreign(parts: Mapping[str, nn.Module], path: Path) -> dict[str, set[str]]:
+    """Puts a checkpoint of another program into `parts`.
+
+    Returns:
+        Per part the names that were set, so that the run hands them on.
+
+    Raises:
+        CheckpointError: it cannot be read, is of no known kind, or belongs to another model.
+    """
+    state, config, where = read_state(path), read_config(path), str(path)
+    if is_llava(state):
+        return place(parts, place_llava(state, config, parts, where), where)
+    some = ", ".join(sorted(state)[:4]) or "nothing"
+    raise CheckpointError(
+        f"tensors of no known kind: {some}",
+        expected="LLaVA (a transformers folder, an original checkpoint, mm_projector.bin)",
+        where=where,
+    )
