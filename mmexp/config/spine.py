@@ -128,7 +128,7 @@ class StageConfig:
 
     name: str
     """Folder of its runs."""
-    kind: Literal["align", "instruct", "pretrain"]
+    kind: Literal["represent", "align", "instruct", "pretrain"]
     """What it teaches; data of the shapes world and benchmarks follow it."""
     policy: Mapping[str, Any]
     """What moves: a tree shaped like the model with the leaves frozen, lora and full."""

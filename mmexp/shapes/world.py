@@ -122,6 +122,7 @@ class WorldConfig:
             return count, lambda: (make(draw_scene(seed, split, index)) for index in range(count))
 
         files = {
+            "represent": simple(align_row, "train", self.align_rows),
             "align": simple(align_row, "train", self.align_rows),
             "instruct": simple(instruct_row, "train", self.instruct_rows),
         }
