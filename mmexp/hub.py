@@ -90,7 +90,7 @@ def weights_file(path: str, names: Sequence[str], revision: str | None, where: s
             raise CheckpointError(f"{path} holds {held}", expected=expected, where=where)
         return found
     if is_local(path) or is_weights_file(path) or not names:
-        raise CheckpointError(f"no such file: {path}", where=where, fix=f"download it and give its path as {where}")
+        raise CheckpointError(f"no such file: {path}", where=where, fix=f"set {where}, or put it into MMEXP_MODELS")
     return _from_hub(path, names, revision, where)
 
 

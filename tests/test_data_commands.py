@@ -62,6 +62,9 @@ def test_fetch_lists_what_a_recipe_needs(tmp_path: Path) -> None:
     assert "llm: lmsys/vicuna-7b-v1.5, about 13.5 GB" in out
     assert "data.path (llava15_instruct)" in out
     assert run("fetch", cwd=tmp_path)[0] == 0, "the laptop twin needs nothing"
+    out = run("fetch", "encoder=eva_g", "paths.models=models", "download=false", cwd=tmp_path)[1]
+    assert "encoder: " in out
+    assert "models/eva_vit_g.pth" in out.replace("\n", "")
 
 
 def test_fetch_lists_every_part_of_a_mixture(tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ class ResamplerConfig:
 
 
 class Resampler(nn.Module):
-    """See `ResamplerConfig`. Keys are those of Qwen-VL below `transformer.visual.attn_pool.` (`ln_post` and `proj` are
-    below `transformer.visual.` there).
+    """See `ResamplerConfig`. Keys are those of Qwen-VL below `transformer.visual.`, so a policy can say what its
+    fine-tuning script does: `{attn_pool: full, ln_post: frozen, proj: frozen}`.
 
     Args:
         side: Rows, and columns, of the queries.
@@ -86,12 +86,29 @@ class Resampler(nn.Module):
         llm_width: D
     """
 
-    pos_embed: Tensor
-    """float[Q, width], fixed. Belongs to the state because published checkpoints have it."""
-
     def __init__(
         self, side: int, grid: tuple[int, int], encoder_width: int, width: int, num_heads: int, llm_width: int
     ) -> None:
+        super().__init__()
+        self.attn_pool = AttentionPool(side, grid, encoder_width, width, num_heads)
+        self.ln_post = nn.LayerNorm(width, eps=_EPS)
+        self.proj = nn.Parameter(torch.empty(width, llm_width))
+        nn.init.normal_(self.proj, std=width**-0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float[M, P, E] to float[M, N, D]."""
+        return self.ln_post(self.attn_pool(features)) @ self.proj
+
+
+class AttentionPool(nn.Module):
+    """Queries look at the patches once. Positions are added to queries and keys, not to values; arguments as of
+    `Resampler`.
+    """
+
+    pos_embed: Tensor
+    """float[Q, width], fixed. Belongs to the state because published checkpoints have it."""
+
+    def __init__(self, side: int, grid: tuple[int, int], encoder_width: int, width: int, num_heads: int) -> None:
         super().__init__()
         self.side = side
         self.grid = grid
@@ -102,17 +119,17 @@ class Resampler(nn.Module):
         self.attn = nn.MultiheadAttention(width, num_heads, batch_first=True)
         self.ln_q = nn.LayerNorm(width, eps=_EPS)
         self.ln_kv = nn.LayerNorm(width, eps=_EPS)
-        self.ln_post = nn.LayerNorm(width, eps=_EPS)
-        self.proj = nn.Parameter(torch.empty(width, llm_width))
-        self._initialise(width)
+        nn.init.trunc_normal_(self.query, std=0.02)
+        for linear in (self.kv_proj, self.attn.out_proj):
+            if isinstance(linear, nn.Linear):
+                nn.init.trunc_normal_(linear.weight, std=0.02)
 
     def forward(self, features: Tensor) -> Tensor:
-        """float[M, P, E] to float[M, N, D]."""
+        """float[M, P, E] to float[M, N, width]."""
         values = self.ln_kv(self.kv_proj(features))
         keys = values + self.key_positions().to(values.dtype)
         queries = (self.ln_q(self.query) + self.pos_embed.to(values.dtype)).expand(len(features), -1, -1)
-        soft, _ = self.attn(queries, keys, values, need_weights=False)
-        return self.ln_post(soft) @ self.proj
+        return self.attn(queries, keys, values, need_weights=False)[0]
 
     def key_positions(self) -> Tensor:
         """float32[P, width]: the queries' positions, resized to the patch grid."""
@@ -121,13 +138,6 @@ class Resampler(nn.Module):
             return table
         maps = table.unflatten(0, (self.side, self.side)).permute(2, 0, 1)[None]
         return functional.interpolate(maps, self.grid, mode="bicubic", align_corners=False)[0].flatten(1).T
-
-    def _initialise(self, width: int) -> None:
-        nn.init.trunc_normal_(self.query, std=0.02)
-        nn.init.normal_(self.proj, std=width**-0.5)
-        for linear in (self.kv_proj, self.attn.out_proj):
-            if isinstance(linear, nn.Linear):
-                nn.init.trunc_normal_(linear.weight, std=0.02)
 
 
 def sine_cosine(rows: int, columns: int, width: int) -> Tensor:

@@ -37,8 +37,8 @@ def apply_policy(
 ) -> dict[str, nn.Module]:
     """Freezes, opens and adapts the parts of `model` in place; returns the parts by name.
 
-    A string covers its subtree; a mapping must name every child. Frozen modules are put in eval mode once, and
-    Lightning keeps that mode.
+    A string covers its subtree; a mapping must name every child, and every tensor beside the children. Frozen modules
+    are put in eval mode once, and Lightning keeps that mode.
 
     Args:
         policy: What trains.
@@ -65,7 +65,9 @@ def apply_policy(
     return parts
 
 
-def _apply(module: nn.Module, tree: PolicyTree, where: str, lora: LoraSettings) -> list[MmexpError]:
+def _apply(module: nn.Module | nn.Parameter, tree: PolicyTree, where: str, lora: LoraSettings) -> list[MmexpError]:
+    if isinstance(module, nn.Parameter):
+        return _apply_to_tensor(module, tree, where)
     if isinstance(tree, str):
         if tree not in LEAVES:
             close = difflib.get_close_matches(tree, LEAVES, n=1)
@@ -75,12 +77,20 @@ def _apply(module: nn.Module, tree: PolicyTree, where: str, lora: LoraSettings) 
             return add_lora(module, lora, where)
         module.requires_grad_(tree == "full").train(tree == "full")
         return []
-    children = dict(module.named_children())
+    children = {**dict(module.named_children()), **dict(module.named_parameters(recurse=False))}
     errors = list(_name_errors(tree, list(children), where))
     for name, child in children.items():
         if name in tree:
             errors += _apply(child, tree[name], f"{where}.{name}", lora)
     return errors
+
+
+def _apply_to_tensor(parameter: nn.Parameter, tree: PolicyTree, where: str) -> list[MmexpError]:
+    """A parameter of a module that has children beside it."""
+    if tree not in ("frozen", "full"):
+        return [ConfigError(f"{tree!r} for a single tensor", expected="frozen or full", where=where)]
+    parameter.requires_grad_(tree == "full")
+    return []
 
 
 def _name_errors(tree: PolicyTree, names: list[str], where: str) -> Iterator[MmexpError]:

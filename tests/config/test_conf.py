@@ -114,3 +114,7 @@ def test_models_may_lie_in_a_folder_of_your_own(tmp_path: Path) -> None:
     cfg = compose("train", ["recipe=llava15", f"paths.models={tmp_path}"]).cfg
     assert cfg.llm.path == str(tmp_path / "lmsys" / "vicuna-7b-v1.5")
     assert cfg.encoder.path == "openai/clip-vit-large-patch14-336"
+    assert compose("train", ["encoder=eva_g", f"paths.models={tmp_path}"]).cfg.encoder.path == "eva_vit_g.pth"
+    (tmp_path / "eva_vit_g.pth").touch()
+    cfg = compose("train", ["encoder=eva_g", f"paths.models={tmp_path}"]).cfg
+    assert cfg.encoder.path == str(tmp_path / "eva_vit_g.pth")

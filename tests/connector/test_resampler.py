@@ -10,7 +10,11 @@ from torch.nn import functional
 
 from mmexp.connector import Resampler, ResamplerConfig
 from mmexp.contracts import EncoderSpec
+from mmexp.encoder import TinyVisionConfig
 from mmexp.errors import ConfigError
+from mmexp.llm import TinyLlmConfig
+from mmexp.model import Branch, MultimodalModel
+from mmexp.tuning import LoraSettings, apply_policy
 
 WIDTH, HEADS, E, D = 24, 3, 10, 16
 
@@ -31,6 +35,7 @@ def published_positions(side: int, width: int) -> torch.Tensor:
 
 def published_steps(state: dict[str, torch.Tensor], features: torch.Tensor, side: int, heads: int) -> torch.Tensor:
     """Sequence first, as published: nn.MultiheadAttention from the same numbers, positions on queries and keys only."""
+    state = {name.removeprefix("attn_pool."): tensor for name, tensor in state.items()}
     positions = published_positions(16, state["query"].shape[1])
     width = positions.shape[1]
     attention = torch.nn.MultiheadAttention(width, heads)
@@ -70,23 +75,23 @@ def test_equals_the_published_steps(side: int) -> None:
 def test_attention_equals_matrix_products() -> None:
     spec = EncoderSpec(width=E, grid=(2, 3))
     module = shaken(ResamplerConfig(num_queries=4, width=8, num_heads=2).build(spec, D))
-    state, features = module.state_dict(), torch.randn(1, 6, E)
+    pool, features = module.attn_pool, torch.randn(1, 6, E)
     with torch.no_grad():
-        v = module.ln_kv(module.kv_proj(features))[0]
-        q = module.ln_q(state["query"]) + published_positions(2, 8)
-        k = v + module.key_positions()
-        w, b = state["attn.in_proj_weight"].chunk(3), state["attn.in_proj_bias"].chunk(3)
+        v = pool.ln_kv(pool.kv_proj(features))[0]
+        q = pool.ln_q(pool.query) + published_positions(2, 8)
+        k = v + pool.key_positions()
+        w, b = pool.attn.in_proj_weight.chunk(3), pool.attn.in_proj_bias.chunk(3)
         q, k, v = (x @ w[i].T + b[i] for i, x in enumerate((q, k, v)))
         heads = [((q[:, s] @ k[:, s].T) / 2).softmax(1) @ v[:, s] for s in (slice(0, 4), slice(4, 8))]
-        taken = torch.cat(heads, 1) @ state["attn.out_proj.weight"].T + state["attn.out_proj.bias"]
-        torch.testing.assert_close(module(features)[0], module.ln_post(taken) @ state["proj"])
+        taken = torch.cat(heads, 1) @ pool.attn.out_proj.weight.T + pool.attn.out_proj.bias
+        torch.testing.assert_close(module(features)[0], module.ln_post(taken) @ module.proj)
 
 
 def test_published_size_and_names() -> None:
     with torch.device("meta"):
         module = ResamplerConfig().build(EncoderSpec(width=1664, grid=(32, 32)), 4096)
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    assert shapes == {
+    pool = {
         "query": (256, 4096),
         "pos_embed": (256, 4096),
         "kv_proj.weight": (4096, 1664),
@@ -94,16 +99,27 @@ def test_published_size_and_names() -> None:
         "attn.in_proj_bias": (12288,),
         "attn.out_proj.weight": (4096, 4096),
         "attn.out_proj.bias": (4096,),
-        **{f"{norm}.{name}": (4096,) for norm in ("ln_q", "ln_kv", "ln_post") for name in ("weight", "bias")},
-        "proj": (4096, 4096),
+        **{f"{norm}.{name}": (4096,) for norm in ("ln_q", "ln_kv") for name in ("weight", "bias")},
     }
-    assert module.attn.num_heads == 32
-    assert "pos_embed" not in dict(module.named_parameters())
+    outside = {"ln_post.weight": (4096,), "ln_post.bias": (4096,), "proj": (4096, 4096)}
+    assert shapes == {f"attn_pool.{name}": shape for name, shape in pool.items()} | outside
+    assert module.attn_pool.attn.num_heads == 32
+    assert "attn_pool.pos_embed" not in dict(module.named_parameters())
+
+
+def test_a_policy_can_say_what_the_published_fine_tuning_trains() -> None:
+    spec = TinyVisionConfig().spec()
+    branch = Branch(TinyVisionConfig().build(), ResamplerConfig(num_queries=4).build(spec, 32), spec)
+    model = MultimodalModel(TinyLlmConfig().build(), {"image": branch})
+    tree = {"attn_pool": "full", "ln_post": "frozen", "proj": "frozen"}
+    apply_policy(model, {"encoder": "frozen", "connector": tree, "llm": "frozen"}, LoraSettings())
+    trained = {name.split(".")[0] for name, p in branch.connector.named_parameters() if p.requires_grad}
+    assert trained == {"attn_pool"}
 
 
 def test_positions_of_a_checkpoint_are_used() -> None:
     """Fine-tuning scripts of Qwen-VL train the table, so a checkpoint's own one rules."""
-    module = ResamplerConfig(num_queries=4, width=8).build(EncoderSpec(width=E, grid=(4, 4)), D)
+    module = ResamplerConfig(num_queries=4, width=8).build(EncoderSpec(width=E, grid=(4, 4)), D).attn_pool
     table = torch.randn(4, 8)
     module.load_state_dict({**module.state_dict(), "pos_embed": table})
     maps = table.reshape(1, 2, 2, 8).permute(0, 3, 1, 2)
@@ -122,8 +138,8 @@ def test_weights_fit_every_resolution() -> None:
 def test_a_small_llm_gets_one_head_and_equal_widths_no_projection() -> None:
     module = ResamplerConfig(num_queries=4).build(EncoderSpec(width=48, grid=(2, 2)), 48)
     assert isinstance(module, Resampler)
-    assert module.attn.num_heads == 1
-    assert isinstance(module.kv_proj, torch.nn.Identity)
+    assert module.attn_pool.attn.num_heads == 1
+    assert isinstance(module.attn_pool.kv_proj, torch.nn.Identity)
 
 
 def test_runs_in_bfloat16() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmexp.connector import MlpConfig
+from mmexp.connector import MlpConfig, PerceiverConfig
 from mmexp.encoder import TinyVisionConfig
 from mmexp.errors import ConfigError
 from mmexp.llm import TinyLlmConfig
@@ -57,6 +57,20 @@ def test_a_mapping_reaches_children_and_must_name_them_all() -> None:
     assert trained(parts["connector"][2]) > 0
     with pytest.raises(ConfigError, match="1 is not named"):
         apply_policy(model(), {"encoder": "frozen", "connector": {"0": "full", "2": "full"}, "llm": "frozen"}, LORA)
+
+
+def test_a_mapping_names_the_tensors_beside_the_children() -> None:
+    spec = TinyVisionConfig().spec()
+    branch = Branch(TinyVisionConfig().build(), PerceiverConfig(num_latents=2, depth=1).build(spec, 32), spec)
+    net = MultimodalModel(TinyLlmConfig().build(), {"image": branch})
+    tree = {"latents": "full", "media_pos_emb": "frozen", "layers": "frozen", "norm": "frozen", "linear": "frozen"}
+    apply_policy(net, {"encoder": "frozen", "connector": tree, "llm": "frozen"}, LORA)
+    assert [name for name, p in branch.connector.named_parameters() if p.requires_grad] == ["latents"]
+    del tree["latents"]
+    with pytest.raises(ConfigError, match="latents is not named"):
+        apply_policy(net, {"encoder": "frozen", "connector": tree, "llm": "frozen"}, LORA)
+    with pytest.raises(ConfigError, match="single tensor"):
+        apply_policy(net, {"encoder": "frozen", "connector": {**tree, "latents": "lora"}, "llm": "frozen"}, LORA)
 
 
 def test_all_mistakes_come_at_once_with_the_nearest_name() -> None:
