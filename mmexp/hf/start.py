@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmexp.errors import CheckpointError
+from mmexp.hf.blip2_import import is_blip2, place_blip2
 from mmexp.hf.foreign import place, read_config, read_state
 from mmexp.hf.llava_import import is_llava, place_llava
 
@@ -26,9 +27,11 @@ def load_foreign(parts: Mapping[str, nn.Module], path: Path) -> dict[str, set[st
     state, config, where = read_state(path), read_config(path), str(path)
     if is_llava(state):
         return place(parts, place_llava(state, config, parts, where), where)
+    if is_blip2(state):
+        return place(parts, place_blip2(state, parts, where), where)
     some = ", ".join(sorted(state)[:4]) or "nothing"
     raise CheckpointError(
         f"tensors of no known kind: {some}",
-        expected="LLaVA (a transformers folder, an original checkpoint, mm_projector.bin)",
+        expected="LLaVA (a transformers folder, an original checkpoint, mm_projector.bin), LAVIS, MiniGPT-4 or BLIP-2",
         where=where,
     )
