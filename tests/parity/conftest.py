@@ -17,8 +17,8 @@ def compare() -> Callable[..., None]:
 
     def check(what: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-4) -> None:
         assert ours.shape == theirs.shape, what
-        distance = float((ours.float() - theirs.float()).abs().max())
-        _ROWS.append((what, distance, float(theirs.float().abs().max()), f"{tolerance:g}"))
+        distance = float((ours.detach().float() - theirs.detach().float()).abs().max())
+        _ROWS.append((what, distance, float(theirs.detach().float().abs().max()), f"{tolerance:g}"))
         assert distance <= tolerance, f"{what}: {distance:.3g}"
 
     return check
