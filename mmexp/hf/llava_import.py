@@ -70,7 +70,9 @@ def place_llava(state: State, config: Mapping[str, Any], parts: Mapping[str, nn.
         if found is None or name.endswith("rotary_emb.inv_freq") or "position_ids" in name:
             placement.unused.append(name)
         elif found[0] in ("llm", "head"):
-            prefix = f"{getattr(getattr(llm, 'model', None), 'base_model_prefix', 'model')}." if found[0] == "llm" else ""
+            prefix = (
+                f"{getattr(getattr(llm, 'model', None), 'base_model_prefix', 'model')}." if found[0] == "llm" else ""
+            )
             sorted_states["llm"][f"model.{prefix}{found[1]}" if prefix else f"model.lm_head.{found[1]}"] = tensor
         else:
             own = f"model.{found[1]}" if found[0] == "encoder" else found[1]

@@ -149,7 +149,9 @@ def test_a_wrong_folder_says_where_it_begins(
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_pixels_are_found(make_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_pixels_are_found(
+    make_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mmexp.hf import processor
 
     def other(transform: Any, exact: bool, made: Any = processor.build_image_processor) -> Any:
