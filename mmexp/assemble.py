@@ -88,6 +88,7 @@ class Experiment:
             init_from=finished_run(stage.init_from, "stage.init_from") if stage.init_from else None,
             lora=LoraSettings(**vars(stage.lora)),
             live_dropout=stage.live_dropout,
+            new_tokens=stage.new_tokens,
             lr=stage.lr,
             lr_by_part=stage.lr_by_part,
             weight_decay=stage.weight_decay,

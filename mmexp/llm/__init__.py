@@ -3,6 +3,7 @@
 from mmexp.llm.base import Llm, LlmConfig, Sampling
 from mmexp.llm.causal import CausalConfig, CausalLlm
 from mmexp.llm.checkpoint import LlmCheckpoint
+from mmexp.llm.rows import new_rows
 from mmexp.llm.seq2seq import Seq2SeqConfig, Seq2SeqLlm
 from mmexp.llm.tiny import TinyLlmConfig
 
@@ -16,4 +17,5 @@ __all__ = [
     "Seq2SeqConfig",
     "Seq2SeqLlm",
     "TinyLlmConfig",
+    "new_rows",
 ]
