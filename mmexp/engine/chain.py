@@ -118,7 +118,7 @@ def _load_tensors(module: nn.Module, file: Path, part: str) -> set[str]:
             f"{len(problems)} tensors do not fit: {'; '.join(problems[:4])}",
             expected=f"a {part} of this encoder-LLM pair, with the same new tokens",
             where=str(file),
-            fix=f"use the encoder, connector, llm and template of that run, or stage.init_from=<a run with this {part}>",
+            fix=f"use encoder, connector, llm and template of that run, or stage.init_from=<a run with this {part}>",
         )
     module.load_state_dict(tensors, strict=False)
     return set(tensors)

@@ -3,6 +3,7 @@
 from mmexp.llm.base import Llm, LlmConfig, Sampling
 from mmexp.llm.causal import CausalConfig, CausalLlm
 from mmexp.llm.checkpoint import LlmCheckpoint
+from mmexp.llm.qwen import QwenConfig
 from mmexp.llm.rows import new_rows
 from mmexp.llm.seq2seq import Seq2SeqConfig, Seq2SeqLlm
 from mmexp.llm.tiny import TinyLlmConfig
@@ -13,6 +14,7 @@ __all__ = [
     "Llm",
     "LlmCheckpoint",
     "LlmConfig",
+    "QwenConfig",
     "Sampling",
     "Seq2SeqConfig",
     "Seq2SeqLlm",

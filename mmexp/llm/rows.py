@@ -38,7 +38,7 @@ class GrownEmbedding(nn.Embedding):
 
 
 class GrownHead(nn.Linear):
-    """An output head with the logits from `first` on from a matrix of their own; `weight` is the old head, as it was."""
+    """An output head whose logits from `first` on have a matrix of their own; `weight` is the old head, as it was."""
 
     rows: nn.Parameter
     """float32[new tokens, D]"""

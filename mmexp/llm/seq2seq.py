@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmexp.contracts import LlmSpec
     from mmexp.llm.base import Sampling
 
+
 @dataclass(frozen=True, kw_only=True)
 class Seq2SeqConfig(LlmCheckpoint):
     """An encoder-decoder LLM (T5, Flan-T5) by hub id or local folder, loaded with `AutoModelForSeq2SeqLM`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +32,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Seq2SeqConfig:
     return Seq2SeqConfig(path=str(folder), dense_act_fn="gelu")
 
 
-def job_of(make_job: Make, config: Seq2SeqConfig, name: str, template: str = "blip2_t5_vqa", **changes: Any) -> StageJob:
+def job_of(
+    make_job: Make, config: Seq2SeqConfig, name: str, template: str = "blip2_t5_vqa", **changes: Any
+) -> StageJob:
     job = make_job(name, **{"policy": {"encoder": "frozen", "connector": "full", "llm": "full"}, **changes})
     return replace(job, plan=replace(job.plan, llm=config, template=load_template(template)))
 
@@ -61,7 +62,9 @@ def test_rows_are_a_matter_of_layout_only(make_job: Make, config: Seq2SeqConfig)
     found = []
     for row in runs:
         batch = Collator(pad_id=0, row=row, capacity=512)(items)
-        found.append((sum(model.score(batch)), float(runs[row].objective.build(runs[row].plan)(model, batch).sums["lm"])))
+        found.append(
+            (sum(model.score(batch)), float(runs[row].objective.build(runs[row].plan)(model, batch).sums["lm"]))
+        )
     torch.testing.assert_close(torch.tensor(found), torch.tensor([found[0]] * 3), atol=1e-3, rtol=1e-5)
     assert found[0][0] == pytest.approx(-found[0][1], rel=1e-5)
 
