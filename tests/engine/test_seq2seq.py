@@ -75,6 +75,18 @@ def test_a_caption_is_split_and_trains(make_job: Make, config: Seq2SeqConfig) ->
     assert losses(job)[-1] < losses(job)[0]
 
 
+def test_a_frozen_llm_keeps_its_dropout_for_the_whole_run(make_job: Make, config: Seq2SeqConfig) -> None:
+    frozen = {"encoder": "frozen", "connector": "full", "llm": "frozen"}
+    still = job_of(make_job, config, "still", policy=frozen)
+    live = job_of(make_job, config, "live", policy=frozen, live_dropout=("llm",))
+    again = job_of(make_job, config, "again", policy=frozen, live_dropout=("llm",))
+    modules = [fit(job, lambda table: None) for job in (still, live, again)]
+    assert losses(live) == losses(again)
+    assert all(one != other for one, other in zip(losses(still), losses(live), strict=True))
+    weights = [module.model.llm.state_dict() for module in modules if module.model is not None]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
 def test_a_template_for_decoders_is_one_clear_mistake(make_job: Make, config: Seq2SeqConfig) -> None:
     with pytest.raises(ConfigError) as caught:
         job_of(make_job, config, "wrong", template="blip2_vqa")

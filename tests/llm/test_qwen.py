@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmexp.errors import CheckpointError, ConfigError
-from mmexp.llm import QwenConfig, Sampling, TinyLlmConfig
+from mmexp.llm import CausalConfig, QwenConfig, Sampling, TinyLlmConfig
 
 WIDTH, HEADS, LAYERS, INNER, VOCAB = 32, 4, 2, 24, 259
 RAW = {
@@ -122,6 +122,8 @@ def test_what_is_missing_or_of_another_kind_is_named(folder: Path, tmp_path: Pat
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.gate_proj"):
         QwenConfig(path=str(tmp_path)).build()
+    with pytest.raises(ConfigError, match="model_type 'qwen'"):
+        CausalConfig(path=str(tmp_path)).spec()
     (tmp_path / "config.json").write_text(json.dumps(RAW | {"no_bias": False}))
     with pytest.raises(ConfigError, match="no_bias"):
         QwenConfig(path=str(tmp_path)).spec()
