@@ -94,6 +94,7 @@ class Experiment:
             init_from=starts(stage.init_from),
             lora=LoraSettings(**vars(stage.lora)),
             live_dropout=stage.live_dropout,
+            new_tokens=stage.new_tokens,
             lr=stage.lr,
             lr_by_part=stage.lr_by_part,
             weight_decay=stage.weight_decay,

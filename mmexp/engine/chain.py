@@ -102,8 +102,7 @@ def save_weights(parts: Mapping[str, nn.Module], policies: Mapping[str, Any], ch
     for name, module in parts.items():
         lora = policies.get(name) == "lora"
         names = set(changed.get(name, set()))
-        if not lora:
-            names |= _trained(module)
+        names |= _trained(module) - _adapter(module)
         if names:
             entries.append(_save_tensors(module, names, name, run))
         if lora:
@@ -146,9 +145,9 @@ def _load_tensors(module: nn.Module, file: Path, part: str) -> set[str]:
     if problems:
         raise CheckpointError(
             f"{len(problems)} tensors do not fit: {'; '.join(problems[:4])}",
-            expected=f"a {part} of this encoder-LLM pair",
+            expected=f"a {part} of this encoder-LLM pair, with the same new tokens",
             where=str(file),
-            fix=f"use the encoder, connector and llm of that run, or stage.init_from=<a run with this {part}>",
+            fix=f"use encoder, connector, llm and template of that run, or stage.init_from=<a run with this {part}>",
         )
     module.load_state_dict(tensors, strict=False)
     return set(tensors)
@@ -156,6 +155,11 @@ def _load_tensors(module: nn.Module, file: Path, part: str) -> set[str]:
 
 def _trained(module: nn.Module) -> set[str]:
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _adapter(module: nn.Module) -> set[str]:
+    """What an adapter folder holds of it; besides, an adapted part may train the rows of new tokens."""
+    return {name for name, _ in module.named_parameters() if ".lora_" in name}
 
 
 def _hashes(files: list[Path], run: RunDir) -> dict[str, str]:

@@ -59,6 +59,8 @@ class StageJob:
     lora: LoraSettings
     live_dropout: Sequence[str] = ()
     """Frozen parts whose dropout stays active."""
+    new_tokens: str = "full"
+    """Whether rows of new tokens train in a frozen LLM: full or frozen."""
     lr: float
     lr_by_part: Mapping[str, float]
     weight_decay: float
@@ -211,6 +213,7 @@ def _recipe(job: StageJob, num_steps: int) -> Recipe:
         policy=present,
         lora=job.lora,
         live_dropout=job.live_dropout,
+        new_tokens=job.new_tokens,
         lr=job.lr,
         lr_by_part=job.lr_by_part,
         weight_decay=job.weight_decay,

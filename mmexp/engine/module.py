@@ -42,6 +42,8 @@ class Recipe:
     lora: LoraSettings = field(default_factory=LoraSettings)
     live_dropout: Sequence[str] = ()
     """Frozen parts whose dropout stays active."""
+    new_tokens: str = "full"
+    """Whether rows of new tokens train in a frozen LLM: full or frozen."""
     lr: float
     """Peak learning rate."""
     lr_by_part: Mapping[str, float] = field(default_factory=dict)
@@ -117,7 +119,8 @@ class TrainingModule(LightningModule):
         if hasattr(self.objective, "gather"):
             self.objective.gather = gather_rows
         self.changed = load_starts(self.parts(), self.init_from)
-        apply_policy(self.model, self.recipe.policy, self.recipe.lora, self.recipe.live_dropout)
+        recipe = self.recipe
+        apply_policy(self.model, recipe.policy, recipe.lora, recipe.live_dropout, recipe.new_tokens)
 
     def parts(self) -> dict[str, nn.Module]:
         """Encoder, connector, llm, ... and `objective` when it owns weights."""

@@ -4,6 +4,8 @@ from mmexp.llm.base import Llm, LlmConfig, Sampling
 from mmexp.llm.causal import CausalConfig, CausalLlm
 from mmexp.llm.checkpoint import LlmCheckpoint
 from mmexp.llm.none import NoLlm, NoLlmConfig
+from mmexp.llm.qwen import QwenConfig
+from mmexp.llm.rows import new_rows
 from mmexp.llm.seq2seq import Seq2SeqConfig, Seq2SeqLlm
 from mmexp.llm.tiny import TinyLlmConfig
 
@@ -15,8 +17,10 @@ __all__ = [
     "LlmConfig",
     "NoLlm",
     "NoLlmConfig",
+    "QwenConfig",
     "Sampling",
     "Seq2SeqConfig",
     "Seq2SeqLlm",
     "TinyLlmConfig",
+    "new_rows",
 ]

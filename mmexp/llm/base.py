@@ -83,6 +83,10 @@ class Llm(Protocol):
         """float[..., D] to float[..., V]."""
         ...
 
+    def add_tokens(self, first: int, count: int) -> None:
+        """Gives new tokens, with the ids from `first` on, rows of their own (see `mmexp.llm.rows`)."""
+        ...
+
     def generate(
         self,
         embeds: Tensor,

@@ -13,6 +13,7 @@ from mmexp.errors import ConfigError
 from mmexp.llm import attention
 from mmexp.llm.checkpoint import LlmCheckpoint, spec_of
 from mmexp.llm.generation import generate_text
+from mmexp.llm.rows import grow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,6 +99,9 @@ class CausalLlm(nn.Module):
         if getattr(config, "final_logit_softcapping", None):  # Gemma
             logits = torch.tanh(logits / config.final_logit_softcapping) * config.final_logit_softcapping
         return logits
+
+    def add_tokens(self, first: int, count: int) -> None:
+        grow(self.model, first, count)
 
     def generate(
         self,

@@ -39,13 +39,20 @@ class LlmCheckpoint:
         """The config.json as transformers has it.
 
         Raises:
-            ConfigError: there is none, or it names no architecture.
+            ConfigError: there is none, or it names no architecture of transformers.
         """
-        from transformers import AutoConfig
+        from transformers import CONFIG_MAPPING, AutoConfig
 
         raw = hub.read_config(self.path, self.revision, "llm")
         if "model_type" not in raw:
             raise ConfigError(f"{self.path}: config.json has no model_type", where="llm.path")
+        if raw["model_type"] not in CONFIG_MAPPING:
+            raise ConfigError(
+                f"{self.path}: model_type {raw['model_type']!r}",
+                expected="an architecture of transformers; code that comes with a checkpoint is never run",
+                where="llm.path",
+                fix="llm._target_=mmexp.llm.QwenConfig for Qwen-7B, or another LLM",
+            )
         return AutoConfig.for_model(**raw)
 
     def load(self, kind: Any, width: int, **settings: Any) -> Any:

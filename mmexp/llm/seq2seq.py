@@ -13,6 +13,7 @@ from torch import nn
 from mmexp.errors import ConfigError
 from mmexp.llm.checkpoint import LlmCheckpoint, spec_of
 from mmexp.llm.generation import generate_text
+from mmexp.llm.rows import grow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,12 @@ class Seq2SeqConfig(LlmCheckpoint):
         """The module with random weights on the current default device."""
         from transformers import AutoModelForSeq2SeqLM
 
-        return Seq2SeqLlm(AutoModelForSeq2SeqLM.from_config(self._config(), dtype=getattr(torch, self.dtype)))
+        config = self._config()
+        model = AutoModelForSeq2SeqLM.from_config(config, dtype=getattr(torch, self.dtype))
+        if not getattr(config, "scale_decoder_outputs", True):  # transformers ties this head until weights are there
+            head = model.get_output_embeddings()
+            head.weight = nn.Parameter(torch.empty_like(head.weight).normal_(std=config.initializer_factor))
+        return Seq2SeqLlm(model)
 
     def _config(self) -> PretrainedConfig:
         config = self.read_config()
@@ -143,6 +149,9 @@ class Seq2SeqLlm(nn.Module):
         if getattr(self.model.config, "scale_decoder_outputs", False):  # T5 1.0, whose head is its embedding
             hidden = hidden * self.model.config.d_model**-0.5
         return self.model.get_output_embeddings()(hidden)
+
+    def add_tokens(self, first: int, count: int) -> None:
+        grow(self.model, first, count)
 
     def generate(
         self,

@@ -171,17 +171,33 @@ class Plan(PromptPlan):
     def tokenizer(self) -> SegmentTokenizer:
         """The LLM's tokenizer, checked against the embedding table."""
         tokenizer = SegmentTokenizer(self.llm.load_tokenizer(), self.template.new_tokens)
-        largest, added = tokenizer.vocab_size, ", ".join(tokenizer.new_tokens)
-        if largest > self.spec.vocab_size:
+        own = tokenizer.vocab_size - len(tokenizer.new_tokens)
+        if own > self.spec.vocab_size:
             raise ConfigError(
-                f"the tokenizer has {largest} tokens" + (f", {added} added by the template" if added else ""),
+                f"the tokenizer has {own} tokens",
                 expected=f"at most {self.spec.vocab_size}, the rows of the LLM's embedding table",
                 where="llm",
-                fix=f"an LLM whose embedding has rows for them, or a template that needs no {tokenizer.new_tokens[0]}"
-                if added
-                else "use the tokenizer that belongs to these weights",
+                fix="use the tokenizer that belongs to these weights",
             )
         return tokenizer
+
+    @cached_property
+    def new_ids(self) -> range:
+        """Ids of the tokens that the template adds to the tokenizer; the LLM gets rows for them.
+
+        Raises:
+            ConfigError: the tokenizer spreads them, or leaves rows empty in front of them.
+        """
+        ids = [self.tokenizer.control_id(token) for token in self.tokenizer.new_tokens]
+        if not ids:
+            return range(0)
+        if ids != list(range(ids[0], ids[0] + len(ids))) or ids[0] > self.spec.vocab_size:
+            raise ConfigError(
+                f"the tokenizer gives the template's new tokens the ids {ids}",
+                expected=f"ids in a row, from {self.spec.vocab_size} (the rows of the LLM's embedding table) or below",
+                where="template.new_tokens",
+            )
+        return range(ids[0], ids[0] + len(ids))
 
     def build(self) -> MultimodalModel:
         """The model with its base weights."""
@@ -189,7 +205,7 @@ class Plan(PromptPlan):
             modality: Branch(branch.encoder.build(), self._connector(branch), branch.spec)
             for modality, branch in self.inputs.items()
         }
-        return MultimodalModel(self.llm.build(), branches)
+        return MultimodalModel(self._with_new_tokens(self.llm.build()), branches)
 
     def empty(self) -> MultimodalModel:
         """The model without memory behind its weights (meta device): for counting."""
@@ -198,7 +214,12 @@ class Plan(PromptPlan):
                 modality: Branch(branch.encoder.empty(), self._connector(branch), branch.spec)
                 for modality, branch in self.inputs.items()
             }
-            return MultimodalModel(self.llm.empty(), branches)
+            return MultimodalModel(self._with_new_tokens(self.llm.empty()), branches)
+
+    def _with_new_tokens(self, llm: Any) -> Any:
+        if self.new_ids:
+            llm.add_tokens(self.new_ids[0], len(self.new_ids))
+        return llm
 
     def _connector(self, branch: InputPlan) -> torch.nn.Module:
         connector = branch.connector.build(branch.spec, self.spec.width)

@@ -72,7 +72,7 @@ class RegionContrastive(nn.Module):
                               where="processor.image_fit", fix="processor.image_fit=squash")  # fmt: skip
         spec = plan.inputs["image"].spec
         self.config, self.grid, self.tokenizer = config, spec.grid, plan.hf_tokenizer
-        self.words = nn.Embedding(plan.spec.vocab_size, config.width)
+        self.words = nn.Embedding(max(plan.spec.vocab_size, plan.tokenizer.vocab_size), config.width)
         nn.init.normal_(self.words.weight, std=config.width**-0.5)
         waves = 2 * len(config.frequencies) + 1
         self.edges = nn.Parameter(torch.randn(4, waves, config.width) * (waves * config.width) ** -0.5)

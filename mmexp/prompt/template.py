@@ -83,7 +83,8 @@ class ChatTemplate:
     answer_cut: Literal["right", "left", "before_end"] = "right"
     """Which end of an over-long answer is cut; `before_end` cuts in front of its last token, the end mark."""
     new_tokens: tuple[str, ...] = ()
-    """Special tokens that the recipe adds to a tokenizer which lacks them; the LLM's embedding must have their rows."""
+    """Special tokens that the recipe adds to a tokenizer which lacks them; the LLM gets rows for them, which train also
+    where the rest of it is frozen (`stage.new_tokens`)."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError when a format cannot be parsed, has a mark too often or in the wrong place."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mmexp.errors import ConfigError, MmexpError
+from mmexp.llm import new_rows
 from mmexp.tuning.lora import LoraSettings, add_lora
 
 if TYPE_CHECKING:
@@ -33,7 +34,11 @@ class TrainedPart:
 
 
 def apply_policy(
-    model: MultimodalModel, policy: Mapping[str, PolicyTree], lora: LoraSettings, live_dropout: Sequence[str] = ()
+    model: MultimodalModel,
+    policy: Mapping[str, PolicyTree],
+    lora: LoraSettings,
+    live_dropout: Sequence[str] = (),
+    new_tokens: str = "full",
 ) -> dict[str, nn.Module]:
     """Freezes, opens and adapts the parts of `model` in place; returns the parts by name.
 
@@ -44,6 +49,7 @@ def apply_policy(
         policy: What trains.
         lora: The numbers of adapters.
         live_dropout: Parts that stay in train mode although they are frozen.
+        new_tokens: `full` opens the rows of the template's new tokens also where the policy freezes their LLM.
 
     Raises:
         ConfigError: every name that is missing or unknown, all at once.
@@ -62,6 +68,8 @@ def apply_policy(
         raise ConfigError.collect(errors)
     for name in live_dropout:
         parts[name].train()
+    for rows in new_rows(model) if new_tokens == "full" else ():
+        rows.requires_grad_(True)
     return parts
 
 
@@ -123,7 +131,7 @@ def describe(
         rows.append(
             TrainedPart(
                 name=name,
-                policy=_policy_in_words(module, tree, trained),
+                policy=_policy_in_words(module, tree),
                 num_parameters=sum(p.numel() for p in module.parameters()),
                 num_trained=trained,
                 lr=lr_by_part.get(name, lr) if trained else 0.0,
@@ -132,9 +140,14 @@ def describe(
     return rows
 
 
-def _policy_in_words(module: nn.Module, tree: PolicyTree, trained: int) -> str:
-    name = tree if isinstance(tree, str) else "mixed"
-    return f"{name}, dropout active" if module.training and not trained else name
+def _policy_in_words(module: nn.Module, tree: PolicyTree) -> str:
+    words = [tree if isinstance(tree, str) else "mixed"]
+    rows = new_rows(module)
+    if rows and tree != "full":
+        words.append(f"{len(rows[0])} new tokens {'full' if rows[0].requires_grad else 'frozen'}")
+    if module.training and words[0] == "frozen":
+        words.append("dropout active")
+    return ", ".join(words)
 
 
 def parameter_groups(

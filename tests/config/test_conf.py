@@ -19,7 +19,7 @@ READERS = {choice for choice in GROUPS["data"] if "path: ???" in (conf_dir() / f
 GIVEN = {choice: ["data.path=rows.json"] for choice in READERS} | {
     "vqa_v2": ["data.path=q.json", "data.annotations=a.json"]
 }
-BENCHMARKS = {"vqa", "caption", "grounding", "retrieval"}
+BENCHMARKS = {"vqa", "caption", "grounding", "retrieval", "blip2_vqa", "blip2_caption"}
 
 
 @pytest.mark.parametrize("file", sorted(conf_dir().rglob("*.yaml")), ids=lambda file: str(file.relative_to(conf_dir())))
@@ -39,7 +39,7 @@ def test_every_choice_builds(group: str, choice: str) -> None:
 
 @pytest.mark.parametrize("choice", GROUPS["evaluation"])
 def test_every_benchmark_builds(choice: str) -> None:
-    given = [f"evaluation.{choice}.splits.test.path=x.json"] if choice in BENCHMARKS else []
+    given = [f"evaluation.{choice.split('_')[-1]}.splits.test.path=x.json"] if choice in BENCHMARKS else []
     invocation = compose("evaluate", ["run=r", f"evaluation={choice}", *given])
     assert instantiate(invocation.cfg.get("evaluation"), "evaluation", invocation.registered) or choice == "none"
 

@@ -172,6 +172,10 @@ def test_mistakes_are_named(rows: Rows, tmp_path: Path) -> None:
         evaluate("toy", VqaConfig(splits={"held": rows}), look, tmp_path, splits=["test"])
     with pytest.raises(ConfigError, match="baselines"):
         VqaConfig(splits={}, baselines=("deaf",))
+    with pytest.raises(ConfigError, match="min_new_tokens"):
+        VqaConfig(splits={}, min_new_tokens=20, max_new_tokens=10)
+    with pytest.raises(ConfigError, match="num_beams"):
+        VqaConfig(splits={}, num_beams=0)
     with pytest.raises(ConfigError, match="batch_size"):
         VqaConfig(splits={}, batch_size=0)
     with pytest.raises(DataError, match="cannot read the image"):

@@ -90,6 +90,36 @@ def test_generation_from_left_padded_embeddings_equals_transformers(
         assert texts[row] == tokenizer.decode(alone[0, length:], skip_special_tokens=True).strip()
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_beams_with_a_length_penalty_equal_transformers(
+    llm: CausalLlm, reference: OPTForCausalLM, cached: bool
+) -> None:
+    ids, _ = rows()
+    tokenizer = TinyLlmConfig().load_tokenizer()
+    embeds = llm.embed(ids[:1]).detach()
+    for penalty, least in ((-1.0, 1), (2.0, 1), (1.0, 8)):
+        sampling = Sampling(
+            max_new_tokens=10, min_new_tokens=least, num_beams=5, length_penalty=penalty, stop_ids=(2, 40, 41, 42, 43)
+        )
+        ours = llm.generate(embeds, torch.ones(1, 9, dtype=torch.long), tokenizer, sampling)[0]
+        theirs = reference.generate(
+            input_ids=ids[:1], attention_mask=torch.ones(1, 9, dtype=torch.long), max_new_tokens=10,
+            min_new_tokens=least, num_beams=5, length_penalty=penalty, do_sample=False, use_cache=cached,
+            eos_token_id=[2, 40, 41, 42, 43], pad_token_id=0,
+        )[0, 9:]  # fmt: skip
+        assert ours == tokenizer.decode(theirs, skip_special_tokens=True).strip()
+
+
+def test_beams_hand_out_the_answer_at_once(llm: CausalLlm) -> None:
+    ids, mask = rows()
+    shown: list[str] = []
+    tokenizer = TinyLlmConfig().load_tokenizer()
+    said = llm.generate(
+        llm.embed(ids[:1]).detach(), mask[:1], tokenizer, Sampling(max_new_tokens=5, num_beams=2), shown.append
+    )
+    assert shown == said
+
+
 def test_published_sizes_need_no_file() -> None:
     for name, width, count in (("2.7b", 2560, 2_651_596_800), ("6.7b", 4096, 6_658_473_984)):
         config = CausalConfig(path=f"facebook/opt-{name}")

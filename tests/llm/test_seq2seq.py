@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -32,6 +34,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         model.lm_head.weight = torch.nn.Parameter(torch.randn(259, 32))
     out = tmp_path_factory.mktemp("t5")
     model.save_pretrained(out)
+    written = json.loads((out / "config.json").read_text())  # as published: a head of its own is an untied embedding
+    del written["scale_decoder_outputs"], written["dense_act_fn"], written["is_gated_act"]
+    (out / "config.json").write_text(json.dumps(written | {"tie_word_embeddings": not flan}))
     TinyLlmConfig().load_tokenizer().save_pretrained(out)
     return out
 
@@ -101,9 +106,8 @@ def test_answers_equal_transformers(
 
 
 def test_a_head_of_its_own_is_not_taken_from_the_embedding(folder: Path, llm: Seq2SeqLlm) -> None:
-    from safetensors.torch import load_file
-
     saved = load_file(folder / "model.safetensors")
+    assert ("lm_head.weight" in saved) == (not llm.model.config.scale_decoder_outputs)
     torch.testing.assert_close(llm.model.lm_head.weight, saved.get("lm_head.weight", saved["shared.weight"]))
 
 

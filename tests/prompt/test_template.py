@@ -217,4 +217,9 @@ def test_the_generation_prompt_is_a_prefix(name):
     template = load_template(name)
     turns = [turn("system", "S"), *TWO_ROUNDS]
     prompt, whole = template.render(turns[:-1], True, key="k"), template.render(turns, key="k")
-    assert whole[: len(prompt)] == prompt
+    if template.splits_answers:
+        assert written(whole).startswith(written(prompt).removesuffix("<eos>"))
+        return
+    assert [replace(segment, supervised=False) for segment in whole[: len(prompt)]] == [
+        replace(segment, supervised=False) for segment in prompt
+    ]

@@ -237,7 +237,9 @@ def test_medium_without_a_branch_is_named(llama):
 
 def test_stop_ids(llama, qwen, vicuna, chatml, plain):
     assert segment_tokenizer("llama2").stop_ids(vicuna) == (2,)
-    assert segment_tokenizer("llama2").stop_ids(plain) == (2,)
+    assert segment_tokenizer("llama2").stop_ids(plain) == (13, 2), "its stop text is one token"
+    assert segment_tokenizer("opt").stop_ids(load_template("blip2_vqa")) == (50118, 2)
+    assert segment_tokenizer("llama2").stop_ids(load_template("minigpt4")) == (2,), "and here two"
     assert qwen.convert_tokens_to_ids("<|im_end|>") in segment_tokenizer("qwen").stop_ids(chatml)
 
 
