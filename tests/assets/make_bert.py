@@ -20,3 +20,21 @@ def make_tokenizer(folder: Path, further: tuple[str, ...] = ()) -> Path:
     tokenizer: Any = BertTokenizerFast.from_pretrained(str(folder), do_lower_case=True)
     tokenizer.save_pretrained(str(folder))
     return folder
+
+
+def make_bert(
+    folder: Path, width: int, num_layers: int, num_heads: int, ffn_width: int, vocab_size: int, num_positions: int = 512
+) -> Path:
+    """Random weights of a BERT with its head for masked words."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        hidden_size=width,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        intermediate_size=ffn_width,
+        vocab_size=vocab_size,
+        max_position_embeddings=num_positions,
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
