@@ -68,7 +68,13 @@ def evaluate_run(
         sampling = Sampling(max_new_tokens=benchmark.max_new_tokens)
         chosen = None if splits is None else [split for split in splits if split in benchmark.splits]
         figures = evaluate(
-            name, benchmark, lambda samples, s=sampling: generator.predict(samples, s), run.path, console, chosen
+            name,
+            benchmark,
+            lambda samples, s=sampling: generator.predict(samples, s),
+            run.path,
+            console,
+            chosen,
+            generator.plan.processor.boxes,
         )
         results = merge_results(run.results, figures)
     return results

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from mmexp.contracts import Sample
 from mmexp.errors import ConfigError, DataError
+from mmexp.prompt import BoxText
 
 Predict = Callable[[Sequence[Sample]], list[str]]
 """Samples that end with a user turn, to one answer each, in order."""
@@ -27,6 +28,14 @@ class Graded:
     """Further figures of the whole list."""
     details: tuple[Mapping[str, Any], ...] = ()
     """Per sample what else belongs into its line of the predictions file; empty or one each."""
+
+
+class Grader(Protocol):
+    """Grades the answers of one model; see `BenchmarkConfig` for its methods."""
+
+    def grade(self, samples: Sequence[Sample], predictions: Sequence[str]) -> Graded: ...
+
+    def majority(self, samples: Sequence[Sample]) -> list[str]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +71,14 @@ class BenchmarkConfig(ABC):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"{value}", expected="at least 1", where=f"evaluation.*.{key}")
+
+    def grader(self, boxes: BoxText) -> Grader:
+        """What grades the answers of a model that writes boxes in this way; most benchmarks need not know.
+
+        Args:
+            boxes: Reads boxes out of answers, and writes them.
+        """
+        return self
 
     @abstractmethod
     def grade(self, samples: Sequence[Sample], predictions: Sequence[str]) -> Graded:

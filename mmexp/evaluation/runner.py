@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mmexp.contracts import Medium, Sample, Turn
 from mmexp.errors import CheckpointError, ConfigError, DataError
 from mmexp.evaluation.base import BenchmarkConfig, Graded, Predict, answer, question_type
+from mmexp.prompt import BoxText, image_size
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def evaluate(
     out_dir: Path,
     progress: Console | None = None,
     splits: Sequence[str] | None = None,
+    boxes: BoxText | None = None,
 ) -> Results:
     """Every figure of one benchmark; predictions go to `<out_dir>/predictions/<split>_<name>.jsonl`.
 
@@ -54,6 +55,7 @@ def evaluate(
         out_dir: The run directory.
         progress: Where the bar is drawn; only a terminal shows one. None: standard error.
         splits: Only these splits; None takes all.
+        boxes: How the model writes boxes (`Processor.boxes`). None: decimals of the picture.
 
     Raises:
         ConfigError: A split is unknown.
@@ -67,7 +69,7 @@ def evaluate(
         began = time.monotonic()
         samples = _load(benchmark, f"evaluation.{name}.splits.{split}", split)
         asked = [_without_answer(sample) for sample in samples]
-        answers = _answer(benchmark, samples, asked, predict, f"{name} {split}", console)
+        answers = _answer(benchmark, boxes or BoxText(), samples, asked, predict, f"{name} {split}", console)
         metrics = _metrics(benchmark.primary, samples, answers)
         results[split] = {name: metrics}
         lines = _lines(samples, asked, answers, out_dir)
@@ -97,6 +99,7 @@ def merge_results(path: Path, new: Mapping[str, Mapping[str, Mapping[str, float]
 
 def _answer(
     benchmark: BenchmarkConfig,
+    boxes: BoxText,
     samples: Sequence[Sample],
     asked: Sequence[Sample],
     predict: Predict,
@@ -104,16 +107,17 @@ def _answer(
     console: Console,
 ) -> dict[str, _Answers]:
     """What the model ("") and each baseline answers, graded."""
+    grader = benchmark.grader(boxes)
 
     def graded(texts: list[str]) -> _Answers:
-        return _Answers(texts=texts, graded=benchmark.grade(samples, texts))
+        return _Answers(texts=texts, graded=grader.grade(samples, texts))
 
     answers = {"": graded(_predict(predict, asked, benchmark.batch_size, label, console))}
     if "blind" in benchmark.baselines:
         blinded = _blinded(asked)
         answers["blind"] = graded(_predict(predict, blinded, benchmark.batch_size, f"{label} blind", console))
     if "majority" in benchmark.baselines:
-        answers["majority"] = graded(benchmark.majority(samples))
+        answers["majority"] = graded(grader.majority(samples))
     return answers
 
 
@@ -142,7 +146,7 @@ def _blinded(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _blank(medium: Medium, sample: Sample) -> Medium:
-    """The medium with nothing on it."""
+    """The medium with nothing on it. Raises BadMediaError when its size cannot be read."""
     if medium.modality != "image":
         raise ConfigError(
             f"the blind baseline has no blank {medium.modality} (sample {sample.id})",
@@ -150,16 +154,8 @@ def _blank(medium: Medium, sample: Sample) -> Medium:
             where="evaluation.*.baselines",
             fix="evaluation.<benchmark>.baselines=[majority]",
         )
-    source = medium.source
-    if isinstance(source, Image.Image):
-        return replace(medium, source=Image.new("RGB", source.size, _GREY))
-    try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return replace(medium, source=Image.new("RGB", image.size, _GREY))
-    except OSError as error:
-        raise DataError(
-            f"cannot read the image: {error}", where=f"{sample.dataset or 'evaluation data'}, sample {sample.id}"
-        ) from error
+    size = image_size(medium.source, f"{sample.dataset or 'evaluation data'}, sample {sample.id}")
+    return replace(medium, source=Image.new("RGB", size, _GREY))
 
 
 def _predict(predict: Predict, samples: Sequence[Sample], size: int, label: str, console: Console) -> list[str]:
