@@ -90,6 +90,6 @@ def evaluate_run(
         predict: Any = lambda samples, s=sampling: generator.predict(samples, s)  # noqa: E731
         if benchmark.needs == "embed":
             predict = generator.matcher()
-        figures = evaluate(name, benchmark, predict, run.path, console, chosen)
+        figures = evaluate(name, benchmark, predict, run.path, console, chosen, generator.plan.processor.boxes)
         results = merge_results(run.results, figures)
     return results

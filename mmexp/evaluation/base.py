@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from mmexp.contracts import Sample
 from mmexp.errors import ConfigError, DataError
+from mmexp.prompt import BoxText
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +44,14 @@ class Graded:
     """Further figures of the whole list."""
     details: tuple[Mapping[str, Any], ...] = ()
     """Per sample what else belongs into its line of the predictions file; empty or one each."""
+
+
+class Grader(Protocol):
+    """Grades the answers of one model; see `BenchmarkConfig` for its methods."""
+
+    def grade(self, samples: Sequence[Sample], predictions: Sequence[str]) -> Graded: ...
+
+    def majority(self, samples: Sequence[Sample]) -> list[str]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +96,14 @@ class BenchmarkConfig(ABC):
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise ConfigError(f"{self.min_new_tokens}", expected=f"0 to max_new_tokens={self.max_new_tokens}",
                               where="evaluation.*.min_new_tokens")  # fmt: skip
+
+    def grader(self, boxes: BoxText) -> Grader:
+        """What grades the answers of a model that writes boxes in this way; most benchmarks need not know.
+
+        Args:
+            boxes: Reads boxes out of answers, and writes them.
+        """
+        return self
 
     @abstractmethod
     def grade(self, samples: Sequence[Sample], predictions: Sequence[str]) -> Graded:

@@ -6,14 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from mmexp.contracts import Sample
-from mmexp.errors import DataError
-from mmexp.evaluation.base import BenchmarkConfig, Graded, answer, group_by_type, question_type
-
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom as shares of the image's width and height, 0 to 1."""
+from mmexp.contracts import Box, Region, Sample
+from mmexp.errors import ConfigError, DataError
+from mmexp.evaluation.base import BenchmarkConfig, Graded, Grader, answer, group_by_type, question_type
+from mmexp.prompt import BoxText
 
 _NUMBER = r"\s*(-?\d*\.?\d+)\s*"
 _BOX = re.compile(r"[\[(]" + ",".join([_NUMBER] * 4) + r"[\])]")
@@ -23,34 +21,80 @@ _BOX = re.compile(r"[\[(]" + ",".join([_NUMBER] * 4) + r"[\])]")
 class GroundingConfig(BenchmarkConfig):
     """Referring expression to box: right when the IoU with the true box is at least 0.5.
 
-    The true box is `meta.box`, else the one written in the answer. An answer without a readable box counts as wrong
-    with IoU 0. Boxes hardly ever repeat, so the majority baseline answers the median box of each question type.
+    Boxes are compared in the picture, wherever the answer's numbers were relative to. The true box is `meta.box`, else
+    the region of the answer, else the one written in it, read as a prediction is. An answer without a readable box
+    counts as wrong with IoU 0; `cut_off` is the share of true boxes that a crop hides in part, which no answer can
+    reach. Boxes hardly ever repeat, so the majority baseline answers the median box of each question type.
     """
 
     primary: ClassVar[str] = "accuracy_iou50"
 
+    notation: Literal["template", "data"] = "template"
+    """Who wrote the boxes of the answers that the model learned: the template (`template.region`, in the frame of
+    `processor.box_frame`), or the rows themselves as text, decimals `[left, top, right, bottom]` of the picture."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.notation not in ("template", "data"):
+            raise ConfigError(f"{self.notation!r}", expected="template or data", where="evaluation.*.notation")
+
+    def grader(self, boxes: BoxText) -> Grader:
+        return _Grader(boxes if self.notation == "template" else _Decimals())
+
     def grade(self, samples: Sequence[Sample], predictions: Sequence[str]) -> Graded:
-        true = [target_box(sample) for sample in samples]
-        found = [parse_box(text) for text in predictions]
+        return self.grader(BoxText()).grade(samples, predictions)
+
+
+@dataclass(frozen=True)
+class _Grader:
+    boxes: BoxText | _Decimals
+
+    def grade(self, samples: Sequence[Sample], predictions: Sequence[str]) -> Graded:
+        pairs = list(zip(samples, predictions, strict=True))
+        true = [target_box(sample, self.boxes) for sample in samples]
+        found = [self.boxes.read(text, sample, medium_of(sample)) for sample, text in pairs]
         ious = [iou(one, other) if one else 0.0 for one, other in zip(found, true, strict=True)]
-        details: list[Mapping[str, Any]] = [
-            {"iou": round(value, 4), "boxes": {"target": list(t), "predicted": list(p) if p else None}}
-            for value, t, p in zip(ious, true, found, strict=True)
-        ]
+        cut = [self._is_cut(box, sample) for box, sample in zip(true, samples, strict=True)]
         return Graded(
             scores=tuple(float(value >= 0.5) for value in ious),
-            metrics={"mean_iou": fmean(ious), "unparsable": fmean(box is None for box in found)},
-            details=tuple(details),
+            metrics={"mean_iou": fmean(ious), "unparsable": fmean(box is None for box in found)}
+            | ({"cut_off": fmean(cut)} if any(cut) else {}),
+            details=tuple(
+                {"iou": round(value, 4), "boxes": {"target": list(t), "predicted": list(p) if p else None}}
+                | ({"cut_off": True} if hidden else {})
+                | self._written(sample, t)
+                for sample, value, t, p, hidden in zip(samples, ious, true, found, cut, strict=True)
+            ),
         )
 
     def majority(self, samples: Sequence[Sample]) -> list[str]:
         groups = group_by_type(samples)
-        boxes = {kind: [target_box(sample) for sample in group] for kind, group in groups.items()}
-        text = {
-            kind: "[" + ", ".join(f"{median(side):.4f}" for side in zip(*group, strict=True)) + "]"
-            for kind, group in boxes.items()
-        }
-        return [text[question_type(sample)] for sample in samples]
+        boxes: dict[str, Box] = {}
+        for kind, group in groups.items():
+            left, top, right, bottom = zip(*(target_box(sample, self.boxes) for sample in group), strict=True)
+            boxes[kind] = median(left), median(top), median(right), median(bottom)
+        return [self.boxes.write(boxes[question_type(sample)], sample, medium_of(sample)) or "" for sample in samples]
+
+    def _is_cut(self, box: Box, sample: Sample) -> bool:
+        seen = self.boxes.visible(box, sample, medium_of(sample))
+        return seen is None or iou(seen, box) < 1 - 1e-6
+
+    def _written(self, sample: Sample, box: Box) -> Mapping[str, Any]:
+        """The target as text, for an answer that is a region."""
+        return {} if answer(sample) else {"target": self.boxes.write(box, sample, medium_of(sample)) or ""}
+
+
+class _Decimals:
+    """Boxes as rows have them that write them as text: nothing of the model's."""
+
+    def read(self, text: str, sample: Sample, medium: int = 0) -> Box | None:
+        return parse_box(text)
+
+    def write(self, box: Box, sample: Sample, medium: int = 0) -> str | None:
+        return "[" + ", ".join(f"{side:.4f}" for side in box) + "]"
+
+    def visible(self, box: Box, sample: Sample, medium: int = 0) -> Box | None:
+        return box
 
 
 def parse_box(text: str) -> Box | None:
@@ -75,14 +119,27 @@ def iou(one: Box, other: Box) -> float:
     return common / joint if joint > 0 else 0.0
 
 
-def target_box(sample: Sample) -> Box:
-    """The true box.
+def medium_of(sample: Sample) -> int:
+    """The medium that the answer's region lies in, by its number in reading order; 0 for an answer in words."""
+    return next((part.medium for part in _regions(sample)), 0)
+
+
+def target_box(sample: Sample, boxes: BoxText | _Decimals) -> Box:
+    """The true box, in shares of the picture.
+
+    Args:
+        sample: `meta.box`, or the region or text of its closing turn, says it.
+        boxes: Reads one that stands in text.
 
     Raises:
-        DataError: Neither `box` nor the answer holds one.
+        DataError: nothing holds one.
     """
     given = sample.meta.get("box")
-    box = parse_box(str(list(given)) if given else answer(sample))
+    if given:
+        box = parse_box(str(list(given)))
+    else:
+        box = next((part.boxes[0] for part in _regions(sample)), None)
+        box = box or boxes.read(answer(sample), sample)
     if box is None:
         raise DataError(
             f"box {given!r}, answer {answer(sample)!r}",
@@ -91,3 +148,7 @@ def target_box(sample: Sample) -> Box:
             fix="divide pixel boxes by the image's width and height",
         )
     return box
+
+
+def _regions(sample: Sample) -> list[Region]:
+    return [part for part in sample.turns[-1].parts if isinstance(part, Region)] if sample.turns else []

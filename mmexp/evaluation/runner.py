@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -21,6 +20,7 @@ from mmexp.contracts import Medium, Sample, Turn
 from mmexp.errors import CheckpointError, ConfigError, DataError
 from mmexp.evaluation.base import BenchmarkConfig, Graded, Match, Predict, answer, question_type
 from mmexp.evaluation.retrieval import RetrievalConfig
+from mmexp.prompt import BoxText, image_size
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def evaluate(
     out_dir: Path,
     progress: Console | None = None,
     splits: Sequence[str] | None = None,
+    boxes: BoxText | None = None,
 ) -> Results:
     """Every figure of one benchmark; predictions go to `<out_dir>/predictions/<split>_<name>.jsonl`.
 
@@ -56,6 +57,7 @@ def evaluate(
         out_dir: The run directory.
         progress: Where the bar is drawn; only a terminal shows one. None: standard error.
         splits: Only these splits; None takes all.
+        boxes: How the model writes boxes (`Processor.boxes`). None: decimals of the picture.
 
     Raises:
         ConfigError: A split is unknown.
@@ -69,7 +71,7 @@ def evaluate(
         began = time.monotonic()
         samples = _load(benchmark, f"evaluation.{name}.splits.{split}", split)
         asked = [_without_answer(sample) for sample in samples]
-        answers = _answer(benchmark, samples, asked, predict, f"{name} {split}", console)
+        answers = _answer(benchmark, boxes or BoxText(), samples, asked, predict, f"{name} {split}", console)
         metrics = _metrics(benchmark.primary, samples, answers)
         results[split] = {name: metrics}
         lines = _lines(samples, asked, answers, out_dir)
@@ -99,6 +101,7 @@ def merge_results(path: Path, new: Mapping[str, Mapping[str, Mapping[str, float]
 
 def _answer(
     benchmark: BenchmarkConfig,
+    boxes: BoxText,
     samples: Sequence[Sample],
     asked: Sequence[Sample],
     predict: Predict | Match,
@@ -106,9 +109,10 @@ def _answer(
     console: Console,
 ) -> dict[str, _Answers]:
     """What the model ("") and each baseline answers, graded."""
+    grader = benchmark.grader(boxes)
 
     def graded(texts: list[str]) -> _Answers:
-        return _Answers(texts=texts, graded=benchmark.grade(samples, texts))
+        return _Answers(texts=texts, graded=grader.grade(samples, texts))
 
     if isinstance(benchmark, RetrievalConfig):
         found, metrics = benchmark.retrieve(samples, cast("Match", predict))
@@ -119,7 +123,7 @@ def _answer(
         blinded = _blinded(asked)
         answers["blind"] = graded(_predict(predict, blinded, benchmark.batch_size, f"{label} blind", console))
     if "majority" in benchmark.baselines:
-        answers["majority"] = graded(benchmark.majority(samples))
+        answers["majority"] = graded(grader.majority(samples))
     return answers
 
 
@@ -148,7 +152,7 @@ def _blinded(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _blank(medium: Medium, sample: Sample) -> Medium:
-    """The medium with nothing on it."""
+    """The medium with nothing on it. Raises BadMediaError when its size cannot be read."""
     if medium.modality != "image":
         raise ConfigError(
             f"the blind baseline has no blank {medium.modality} (sample {sample.id})",
@@ -156,16 +160,8 @@ def _blank(medium: Medium, sample: Sample) -> Medium:
             where="evaluation.*.baselines",
             fix="evaluation.<benchmark>.baselines=[majority]",
         )
-    source = medium.source
-    if isinstance(source, Image.Image):
-        return replace(medium, source=Image.new("RGB", source.size, _GREY))
-    try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return replace(medium, source=Image.new("RGB", image.size, _GREY))
-    except OSError as error:
-        raise DataError(
-            f"cannot read the image: {error}", where=f"{sample.dataset or 'evaluation data'}, sample {sample.id}"
-        ) from error
+    size = image_size(medium.source, f"{sample.dataset or 'evaluation data'}, sample {sample.id}")
+    return replace(medium, source=Image.new("RGB", size, _GREY))
 
 
 def _predict(predict: Predict, samples: Sequence[Sample], size: int, label: str, console: Console) -> list[str]:

@@ -4,6 +4,7 @@ Nothing here knows a model; lengths, labels and slots are decided here, on the C
 """
 
 from mmexp.prompt.boxes import OutsideViewError, to_picture, to_view
+from mmexp.prompt.boxtext import BoxText
 from mmexp.prompt.encoded import Encoded
 from mmexp.prompt.image import BadMediaError, image_size, load_image
 from mmexp.prompt.jinja import to_jinja
@@ -17,6 +18,7 @@ from mmexp.prompt.views import TiledTransform
 __all__ = [
     "AnyRes",
     "BadMediaError",
+    "BoxText",
     "ChatTemplate",
     "DynamicTiles",
     "Encoded",

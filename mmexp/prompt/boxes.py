@@ -69,9 +69,7 @@ def map_regions(turns: Sequence[Turn], window_of: Callable[[int], Box]) -> tuple
     count = sum(len(turn.media) for turn in turns)
 
     def mapped(region: Region) -> Region:
-        if not 0 <= region.medium < count:
-            raise DataError(f"a box in medium {region.medium}", expected=f"a medium below {count}, counted from 0",
-                            fix="check which picture the row's boxes lie in")  # fmt: skip
+        check_medium(region.medium, count)
         window = window_of(region.medium)
         boxes = tuple(to_view(box, window) for box in region.boxes)
         for box, seen in zip(region.boxes, boxes, strict=True):
@@ -83,6 +81,13 @@ def map_regions(turns: Sequence[Turn], window_of: Callable[[int], Box]) -> tuple
         replace(turn, parts=tuple(mapped(part) if isinstance(part, Region) else part for part in turn.parts))
         for turn in turns
     )
+
+
+def check_medium(number: int, count: int) -> None:
+    """Raises DataError when a conversation with `count` media has none of this number."""
+    if not 0 <= number < count:
+        raise DataError(f"a box in medium {number}", expected=f"a medium below {count}, counted from 0",
+                        fix="check which picture the row's boxes lie in")  # fmt: skip
 
 
 def _outside(region: Region, box: Box, window: Box) -> OutsideViewError:

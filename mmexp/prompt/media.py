@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mmexp.contracts import Box, Medium, Size, Turn
 from mmexp.errors import DataError, MmexpError
-from mmexp.prompt.boxes import has_regions, map_regions
+from mmexp.prompt.boxes import check_medium, has_regions, map_regions
+from mmexp.prompt.boxtext import WHOLE
 from mmexp.prompt.image import image_size, load_sized
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ LOADERS: Mapping[str, Callable[[Any, str, Callable[[Size], int] | None], tuple[A
 """Per modality what turns `Medium.source` into the object that the encoder's transform takes, and its whole size."""
 SIZES: Mapping[str, Callable[[Any, str], Size]] = {"image": image_size}
 """Per modality what reads the size of a medium without decoding it."""
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 SlotRule = Callable[[Size, int], int]
 """From the size of a medium and the number of media of its conversation to its slots."""
@@ -94,7 +94,7 @@ class SampleMedia:
 
     def in_view(self, turns: Sequence[Turn]) -> Sequence[Turn]:
         """The turns with their boxes relative to what the encoder sees. Raises as `map_regions`."""
-        return map_regions(turns, self._window) if has_regions(turns) else turns
+        return map_regions(turns, self.window) if has_regions(turns) else turns
 
     def load(self, medium: Medium) -> tuple[Tensor, int | None, Tensor | None]:
         """The values of a medium, how many views they are (None for the medium itself), and its `Item.gather`.
@@ -120,7 +120,13 @@ class SampleMedia:
             return values, None, None
         return values, transform.num_views(size, count), transform.gather(size, count)
 
-    def _window(self, number: int) -> Box:
+    def window(self, number: int) -> Box:
+        """What the view of a medium shows, by its number in reading order, in shares of the picture.
+
+        Raises:
+            DataError: the conversation has no such medium, and as `size`.
+        """
+        check_medium(number, len(self.media))
         medium = self.media[number]
         transform = self.transforms.get(medium.modality)
         if not isinstance(transform, SizedTransform):

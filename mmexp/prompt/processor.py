@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmexp.contracts import IGNORE, Item, Medium, Sample, Turn
+from mmexp.contracts import IGNORE, Box, Item, Medium, Sample, Turn
 from mmexp.errors import DataError
+from mmexp.prompt.boxtext import WHOLE, BoxText
 from mmexp.prompt.encoded import Encoded
 from mmexp.prompt.image import BadMediaError
 from mmexp.prompt.media import SampleMedia, SlotRule
@@ -60,6 +61,11 @@ class Processor:
     def __post_init__(self) -> None:
         """Raises ConfigError when the tokenizer lacks a control token of the template."""
         self.tokenizer.check(self.template)
+
+    @property
+    def boxes(self) -> BoxText:
+        """How boxes are written in answers: to read them back into the picture."""
+        return BoxText(form=self.template.region, frame=self._frame)
 
     def encode(self, sample: Sample) -> Item:
         """The sample with labels, for training. `Item.num_supervised` is 0 when nothing carries loss.
@@ -126,6 +132,9 @@ class Processor:
         kept = _join(exchanges[: best[1]])
         num_dropped = len(sample.turns) - len(kept)
         return Layout(encoded=best[0], media=_media(kept), num_dropped_turns=num_dropped, reader=reader)
+
+    def _frame(self, sample: Sample, medium: int) -> Box:
+        return self._reader(sample).window(medium) if self.box_frame == "view" else WHOLE
 
     def _reader(self, sample: Sample) -> SampleMedia:
         return SampleMedia(sample.turns, describe(sample), self.transforms, self.exact)

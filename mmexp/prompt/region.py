@@ -128,13 +128,20 @@ class RegionFormat:
         >>> RegionFormat(box="{{<{x1}><{y1}><{x2}><{y2}>}}", grid=100).parse("<p>a dog</p> {<12><34><56><78>}")
         ((0.12, 0.34, 0.56, 0.78),)
         """
+        found = (self._read(match) for match in _pattern(self.box).finditer(text))
+        return tuple(box for box in found if box is not None)
+
+    def first(self, text: str) -> Box | None:
+        """The first thing in a text that is written like a box, as `parse`; None when it is none. Answers are judged
+        by it: a later box does not help."""
+        match = _pattern(self.box).search(text)
+        return None if match is None else self._read(match)
+
+    def _read(self, match: re.Match[str]) -> Box | None:
         divisor = self.divisor or self.grid or 1
-        boxes: list[Box] = []
-        for match in _pattern(self.box).finditer(text):
-            left, top, right, bottom = (float(number) / divisor for number in match.groups())
-            if 0 <= left < right <= 1 + _TOLERANCE and 0 <= top < bottom <= 1 + _TOLERANCE:
-                boxes.append((left, top, min(right, 1.0), min(bottom, 1.0)))
-        return tuple(boxes)
+        left, top, right, bottom = (float(number) / divisor for number in match.groups())
+        inside = 0 <= left < right <= 1 + _TOLERANCE and 0 <= top < bottom <= 1 + _TOLERANCE
+        return (left, top, min(right, 1.0), min(bottom, 1.0)) if inside else None
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ from mmexp.evaluation import caption, grounding, vqa
 from mmexp.evaluation.base import targets
 from mmexp.evaluation.grounding import iou, parse_box, target_box
 from mmexp.evaluation.vqa import VqaConfig, normalize
+from mmexp.prompt import BoxText
 
 
 def _sample(reply: str, **meta: object) -> Sample:
@@ -63,6 +64,6 @@ def test_iou() -> None:
 
 
 def test_target_box_is_named_when_wrong() -> None:
-    assert target_box(_sample("[0.1, 0.1, 0.2, 0.2]")) == (0.1, 0.1, 0.2, 0.2)
+    assert target_box(_sample("[0.1, 0.1, 0.2, 0.2]"), BoxText()) == (0.1, 0.1, 0.2, 0.2)
     with pytest.raises(DataError, match="sample s0"):
-        target_box(_sample("there", box=[10, 20, 30, 40]))
+        target_box(_sample("there", box=[10, 20, 30, 40]), BoxText())

@@ -178,7 +178,7 @@ def test_mistakes_are_named(rows: Rows, tmp_path: Path) -> None:
         VqaConfig(splits={}, num_beams=0)
     with pytest.raises(ConfigError, match="batch_size"):
         VqaConfig(splits={}, batch_size=0)
-    with pytest.raises(DataError, match="cannot read the image"):
+    with pytest.raises(DataError, match="cannot be opened"):
         evaluate(
             "toy", VqaConfig(splits={"held": Rows([sample(0, "?", "x", "/no/file.png")])}), lambda s: ["x"], tmp_path
         )
