@@ -113,7 +113,7 @@ def saved(datasets):
 
 @pytest.mark.parametrize("form", ["parquet", "disk", "dict"])
 def test_football_captions(tmp_path, form):
-    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    datasets = pytest.importorskip("datasets", reason="pip install datasets")
     whole = saved(datasets)
     path = tmp_path / "football.parquet" if form == "parquet" else tmp_path / "football"
     if form == "parquet":
