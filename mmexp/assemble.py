@@ -192,19 +192,15 @@ def finished_run(path: str, where: str) -> RunDir:
 
 
 def starts(paths: str | Sequence[str] | None) -> tuple[RunDir | Path, ...]:
-    """What `stage.init_from` names: run directories, and checkpoints of other programs.
-
-    Raises:
-        CheckpointError: a path is neither.
-    """
+    """Run directories and checkpoints of other programs; CheckpointError when a path is neither."""
     from mmexp.hf import is_checkpoint
 
-    found: list[RunDir | Path] = []
-    for text in [paths] if isinstance(paths, str) else paths or ():
+    def start(text: str) -> RunDir | Path:
         path = Path(text).expanduser()
-        foreign = not RunDir(path).manifest_file.is_file() and is_checkpoint(path)
-        found.append(path if foreign else finished_run(text, "stage.init_from"))
-    return tuple(found)
+        is_run = RunDir(path).manifest_file.is_file() or not is_checkpoint(path)
+        return finished_run(text, "stage.init_from") if is_run else path
+
+    return tuple(map(start, [paths] if isinstance(paths, str) else paths or ()))
 
 
 def _image_rule(processor: ProcessorConfig) -> dict[str, Any]:

@@ -165,3 +165,19 @@ def test_a_sigterm_is_not_lost_when_the_stage_finishes_all_the_same() -> None:
         assert _in_fresh_process([sys.executable, "-c", ""]) == 0
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_becomes_a_folder_of_transformers(folder: Path) -> None:
+    settings = [*TINY, "run_id=one", "trainer.max_steps=1"]
+    assert command("mmexp.train", *settings, cwd=folder)[0] == 0
+    run = "run=outputs/default/instruct/one"
+    code, out, err = command("mmexp.export", run, "out=exported", "image=3.png", cwd=folder)
+    assert code == 0, err
+    assert "greedy answers are equal" in out
+    assert (folder / "exported" / "model.safetensors").is_file()
+    code, _, err = command("mmexp.export", run, "out=exported", cwd=folder)
+    assert code == 2
+    assert "new or empty folder" in err
+    code, _, err = command("mmexp.export", run, "out=other", "form=adapter", cwd=folder)
+    assert code == 2
+    assert "form=merged" in err

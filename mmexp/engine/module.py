@@ -73,7 +73,7 @@ class TrainingModule(LightningModule):
         objective: Builds the loss.
         optim: Builds optimizer and schedule.
         recipe: The stage's numbers.
-        init_from: Finished runs and foreign checkpoints whose weights come, in this order, before the policy is applied.
+        init_from: Runs and foreign checkpoints whose weights come first, in this order, before the policy is applied.
     """
 
     def __init__(

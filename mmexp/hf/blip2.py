@@ -1,7 +1,7 @@
 """Names of BLIP-2, InstructBLIP and their ITM model: LAVIS, transformers, and this package, as pure functions.
 
 LAVIS is the middle: our names are LAVIS's below other prefixes, so every way goes through it.
-Source: salesforce/LAVIS @ 506965b; transformers 5.23 `models/blip_2`, `models/instructblip` and their conversion scripts.
+Source: salesforce/LAVIS @ 506965b; transformers 5.23 `models/blip_2`, `models/instructblip`, conversion scripts.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def hf_to_lavis(state: Mapping[str, Tensor], kind: Kind, llm: str = "opt") -> St
             continue
         query, key, value = tensor.chunk(3)
         if key.any():
-            raise CheckpointError(f"{name}: the middle third, the bias of keys, is not zero", where="transformers folder",
+            raise CheckpointError(f"{name}: the middle third, the bias of keys, is not zero", where="import",
                                   expected="zeros: EVA's keys have no bias")  # fmt: skip
         prefix = name.removesuffix("qkv.bias")
         result |= {f"{prefix}q_bias": query.clone(), f"{prefix}v_bias": value.clone()}

@@ -69,10 +69,10 @@ def export_notes(plan: Plan, is_linear: bool) -> list[str]:
     """What the transformers side cannot do as we do."""
     notes = []
     if plan.exact_pixels:
-        notes.append('Training resized with Pillow; `AutoProcessor.from_pretrained(folder, backend="pil")` does the same,'
+        notes.append('Training resized with Pillow; `AutoProcessor.from_pretrained(..., backend="pil")` does so too,'
                      " the default resizes with torch.")  # fmt: skip
     else:
-        notes.append("Training decoded large JPEG files at a smaller size; transformers decodes them whole, so pixels of"
+        notes.append("Training decoded large JPEG files smaller; transformers decodes them whole, so pixels of"
                      " such files differ slightly.")  # fmt: skip
     if plan.template.stop:
         notes.append(f"Answers end at the text {plan.template.stop!r}, which a generation config cannot hold: pass"

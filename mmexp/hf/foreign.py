@@ -37,7 +37,7 @@ class Group:
     state: State
     """By their names in the part."""
     optional: frozenset[str] = frozenset()
-    """Names that the part may lack: blocks behind the selected layer, a text path that a connector was built without."""
+    """Names that the part may lack: blocks behind the selected layer, a text path of a stripped connector."""
 
 
 @dataclass(kw_only=True)

@@ -110,7 +110,7 @@ def llava_state(plan: Plan, model: MultimodalModel, num_rows: int) -> State:
 
 
 def encoder_state(encoder: Any, config: Any) -> State:
-    """`vision_tower.*`, with the blocks behind the selected layer as the base checkpoint has them (nobody reads them)."""
+    """`vision_tower.*`, with the blocks behind the selected layer as in the base checkpoint (nobody reads them)."""
     own = encoder.model.state_dict()
     whole = config.whole().state_dict()
     lost = sorted(own.keys() - whole.keys())

@@ -30,7 +30,7 @@ def is_llava(state: Mapping[str, Any]) -> bool:
 
 
 def llava_names(name: str) -> tuple[str, str] | None:
-    """Part and rest of one name: `encoder`, `connector` (layer `0` or `2` first), `llm` (below the decoder) or `head`."""
+    """Part and rest of one name: `encoder`, `connector` (layer `0` or `2` first), `llm` or `head`."""
     name = re.sub(r"^base_model\.(model\.)?", "", name)  # a LoRA run's non_lora_trainables.bin
     name = re.sub(r"^model\.(?=language_model\.|multi_modal_projector\.|vision_tower\.(?!vision_tower))", "", name)
     rules = (

@@ -35,6 +35,6 @@ def load_foreign(parts: Mapping[str, nn.Module], path: Path) -> dict[str, set[st
     some = ", ".join(sorted(state)[:4]) or "nothing"
     raise CheckpointError(
         f"tensors of no known kind: {some}",
-        expected="LLaVA (a transformers folder, an original checkpoint, mm_projector.bin), LAVIS, MiniGPT-4, BLIP-2 or Qwen-VL",
+        expected="LLaVA (transformers, original, mm_projector.bin), LAVIS, MiniGPT-4, BLIP-2 or Qwen-VL",
         where=where,
     )

@@ -33,7 +33,7 @@ class LlavaExport:
         self.partial = out.with_name(f".{out.name}.unverified")
 
     def check(self) -> None:
-        """Raises ConfigError with every reason why the model has no place in transformers, or `out` cannot be written."""
+        """Raises ConfigError with every reason why transformers cannot hold the model, or `out` cannot be written."""
         found: list[Any] = list(refusals(self.plan))
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             found.append(ConfigError(f"{self.out} exists", expected="a new or empty folder", where="out"))
