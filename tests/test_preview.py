@@ -64,9 +64,13 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     assert error.value.where == "llm.tokenizer"
 
 
-def test_training_refuses_tokens_that_the_llm_has_no_rows_for() -> None:
-    """The shapes LLM has a small vocabulary; the tags of InternVL come on top."""
+def test_training_refuses_a_tokenizer_that_the_llm_has_no_rows_for() -> None:
     with pytest.raises(ConfigError, match="rows of the LLM's embedding table") as error:
         _ = planned(f"llm.tokenizer={shared('tokenizers', 'internlm2')}", "template=internlm2").plan.tokenizer
-    assert "<img>" in error.value.found
-    assert "a template that needs no <img>" in error.value.fix
+    assert "tokenizer that belongs to these weights" in error.value.fix
+
+
+def test_tags_of_a_template_come_on_top_of_the_vocabulary() -> None:
+    plan = planned("template=vicuna_v1", "template.new_tokens=['<img>','</img>']").plan
+    assert list(plan.new_ids) == [plan.tokenizer.control_id("<img>"), plan.tokenizer.control_id("</img>")]
+    assert plan.empty().llm.model.config.vocab_size == plan.spec.vocab_size + 2
