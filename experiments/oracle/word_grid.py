@@ -24,7 +24,7 @@ from mmexp.contracts import EncoderSpec, Medium, Sample, Text, Turn
 from mmexp.shapes import Scene, draw_scene
 from mmexp.shapes.rows import talk
 from mmexp.shapes.scenes import TEXT, Thing
-from mmexp.shapes.talk import box_turns, question_turns
+from mmexp.shapes.talk import box_turns, caption, caption_turns, located, question_turns
 
 SIDE = 6
 """Patches in a row and in a column, as in the vision part."""
@@ -32,6 +32,8 @@ MOST_WORDS = 8
 """Words of one patch: size, colour, two of a name such as `digit 8`, and four edges."""
 LEAST_COVER = 0.22
 """Share of a patch that a thing's box has to cover to be shown by it."""
+_TABLES = ("model.embed_tokens.weight", "shared.weight")
+"""What the embedding is called in a Llama and in a T5."""
 SHARES = {"questions": 50, "boxes": 24, "caption": 10, "detail": 6, "chat": 10}
 """Of the conversations that are neither plain nor about questions or boxes alone, the share of each kind in percent."""
 PLAIN = (
@@ -88,7 +90,8 @@ class WordGridConfig:
     def build(self) -> WordGrid:
         from safetensors.torch import load_file
 
-        table = load_file(Path(self.path) / "model.safetensors")["model.embed_tokens.weight"]
+        weights = load_file(Path(self.path) / "model.safetensors")
+        table = next(weights[name] for name in _TABLES if name in weights)
         return WordGrid(table.float())
 
     def empty(self) -> WordGrid:
@@ -142,6 +145,8 @@ class OracleScenesConfig:
 
     num_scenes: int
     name: str = "oracle_scenes"
+    single: bool = False
+    """Whether a conversation is one question and its answer, for a language model that writes nothing but the last."""
 
     def build(self) -> OracleScenes:
         return OracleScenes(self)
@@ -159,7 +164,7 @@ class OracleScenes:
     def __getitem__(self, index: int) -> Sample:
         scene = draw_scene(0, TEXT, index)
         rng = scene.rng("text")
-        name, said = exchange(scene, rng, rng.random())
+        name, said = (single if self.config.single else exchange)(scene, rng, rng.random())
         turns = []
         for number, (question, answer) in enumerate(said):
             shown = [Medium(source=picture(scene)), Text(text="\n")] if number == 0 and name != "plain" else []
@@ -181,6 +186,20 @@ def exchange(scene: Scene, rng: Random, draw: float) -> tuple[str, list[tuple[st
     if draw < 0.74:
         return "boxes", box_turns(scene, rng)
     return talk(scene, "text-talk", SHARES)
+
+
+def single(scene: Scene, rng: Random, draw: float) -> tuple[str, list[tuple[str, str]]]:
+    """One question and its answer; or the beginning of a caption, of any length up to half, and the rest of it.
+
+    Args:
+        draw: What decides about the kind, uniform in [0, 1).
+    """
+    if draw < 0.5:
+        name, turns = exchange(scene, rng, rng.random())
+        return name, [rng.choice(turns)] if turns else caption_turns(scene, rng)
+    words = (caption(scene, rng) if rng.random() < 0.7 else located(scene)).split()
+    length = 0 if draw < 0.7 else rng.randint(1, max(1, len(words) // 2))
+    return "begun", [(" ".join(words[:length]), " ".join(words[length:]))]
 
 
 def picture(scene: Scene) -> Image.Image:
