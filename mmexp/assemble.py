@@ -136,11 +136,10 @@ class Experiment:
 
         from mmexp.engine import Generator
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        config = self.checked.parts.get("objective")
+        config: Any = self.checked.parts.get("objective")
         objective = config.build(self.plan) if getattr(config, "embeds", False) else None
         model = self.load_model(run, {} if objective is None else {"objective": objective})
-        return Generator(model.to(device), self.plan, objective)
+        return Generator(model.to("cuda" if torch.cuda.is_available() else "cpu"), self.plan, objective)
 
     def _plan_fields(self) -> dict[str, Any]:
         parts, processor = self.checked.parts, self.checked.spine.processor
@@ -197,8 +196,8 @@ def starts(paths: str | Sequence[str] | None) -> tuple[RunDir | Path, ...]:
 
     def start(text: str) -> RunDir | Path:
         path = Path(text).expanduser()
-        is_run = RunDir(path).manifest_file.is_file() or not is_checkpoint(path)
-        return finished_run(text, "stage.init_from") if is_run else path
+        foreign = not RunDir(path).manifest_file.is_file() and is_checkpoint(path)
+        return path if foreign else finished_run(text, "stage.init_from")
 
     return tuple(map(start, [paths] if isinstance(paths, str) else paths or ()))
 

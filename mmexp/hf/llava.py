@@ -6,7 +6,7 @@ transformers, and the servers that read them, load.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -88,7 +88,7 @@ def llava_config(plan: Plan, model: MultimodalModel, image_token_id: int) -> Lla
     )
 
 
-def feature_strategy(encoder: Any) -> str:
+def feature_strategy(encoder: Any) -> Literal["default", "full"]:
     """`default` drops the first position of the features, `full` keeps all."""
     return "default" if encoder.drop else "full"
 
@@ -105,7 +105,8 @@ def llava_state(plan: Plan, model: MultimodalModel, num_rows: int) -> State:
         CheckpointError: a tensor of the model has no place there.
     """
     state = encoder_state(_image_encoder(model), plan.inputs["image"].encoder)
-    state |= connector_state(model.inputs["image"].connector.state_dict(), plan.spec.width)
+    branch: Any = model.inputs["image"]
+    state |= connector_state(branch.connector.state_dict(), plan.spec.width)
     return state | llm_state(model.llm.model, num_rows)
 
 

@@ -93,7 +93,8 @@ def compare(folder: Path, probes: Sequence[Probe], stop: str | None, tolerance: 
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor: Any = AutoProcessor.from_pretrained(folder)
-    model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    model, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
             raise _differs(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(info[kind])[:4]))}", folder)

@@ -75,7 +75,7 @@ class LlavaExport:
         return agreement
 
     def _write_files(self, model: MultimodalModel, words: Words) -> None:
-        config = llava_config(self.plan, model, words.image_token_id)
+        config: Any = llava_config(self.plan, model, words.image_token_id)
         state = llava_state(self.plan, model, config.text_config.vocab_size)
         require_complete(state, config)
         if self.partial.exists():

@@ -45,6 +45,8 @@ def randomised(model: Any) -> Any:
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=0.25)
+        if "norm" in name.lower() and name.endswith("weight"):
+            parameter.data += 1
         if name.endswith("self_attn.qkv.bias"):
             parameter.data[E : 2 * E] = 0
     model.vision_model.post_layernorm.eps = 1e-5  # LAVIS's; transformers has 1e-6 there
