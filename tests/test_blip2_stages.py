@@ -44,7 +44,8 @@ def stage_one(folder: Path, *further: str) -> Invocation:
         "stage=blip2/represent", "scale=paper", "encoder=tiny", *qformer, "connector.vocab_size=90",
         f"connector.init={folder}/bert", f"llm.tokenizer={folder}/bert", "data=llava_json",
         f"data.path={folder}/rows.json", "evaluation=retrieval",
-        f"evaluation.retrieval.splits.test.path={folder}/rows.json", "trainer=smoke", "logger=none", f"paths.outputs={folder}/outputs", f"paths.cache={folder}/cache",
+        f"evaluation.retrieval.splits.test.path={folder}/rows.json", "trainer=smoke",
+        "logger=none", f"paths.outputs={folder}/outputs", f"paths.cache={folder}/cache",
         "stage.batch_size=8", "stage.micro_batch_size=4", "stage.warmup_ratio=0", "trainer.checkpoint_every_n_steps=1",
         "name=blip2", *further,
     ])  # fmt: skip
