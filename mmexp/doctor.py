@@ -22,7 +22,8 @@ def body(invocation: Invocation) -> None:
     policy = {name: tree for name, tree in spine.stage.policy.items() if exp.plan.inputs or name == "llm"}
     parts = apply_policy(model, policy, LoraSettings(**vars(spine.stage.lora)))
     show_trained(describe(parts, policy, spine.stage.lr, spine.stage.lr_by_part))
-    path = getattr(exp.checked.parts["llm"], "path", "")
+    llm = exp.checked.parts["llm"]
+    path = getattr(llm, "path", None) or getattr(llm, "tokenizer", "")
     card = published().get(path, {}).get("tokenizer") or exp.plan.hf_tokenizer.special_tokens_map
     console.print(plan_table([{"token": name, "value": str(value)} for name, value in card.items()], "special tokens"))
     where = f"{spine.paths.outputs}/{spine.name}/{spine.stage.name}/<run_id>"

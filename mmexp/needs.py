@@ -36,14 +36,20 @@ def needs_of(invocation: Invocation) -> list[Need]:
 def _needs(exp: Experiment) -> Iterator[Need]:
     models = exp.checked.spine.paths.models
     sizes = _parameter_bytes(exp)
-    for name in ("encoder", "llm"):
-        path = getattr(exp.checked.parts[name], "path", None)
+    for name, key in (("encoder", "path"), ("llm", "path"), ("llm", "tokenizer"), ("connector", "init")):
+        path = getattr(exp.checked.parts[name], key, None)
         if path and is_weights_file(path):
             yield Need(what=name, source=None, file=Path(models or ".").expanduser() / path)
         elif path and not is_local(path):
             folder = Path(models).expanduser() / path if models else None
             file = folder / "config.json" if folder else None
-            yield Need(what=name, source=path, folder=folder, file=file, estimate_bytes=sizes.get(name))
+            yield Need(
+                what=name,
+                source=path,
+                folder=folder,
+                file=file,
+                estimate_bytes=sizes.get(name) if key != "tokenizer" else None,
+            )
     data = exp.checked.parts["data"]
     is_mixture = isinstance(data, MixtureConfig)
     parts = (

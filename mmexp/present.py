@@ -65,6 +65,7 @@ def show_plan(exp: Experiment, run: RunDir | None = None) -> None:
 def plan_rows(exp: Experiment, run: RunDir | None = None) -> list[dict[str, str]]:
     """What the plan table shows."""
     spine, plan = exp.checked.spine, exp.plan
+    width = f" x {plan.spec.width}" if plan.spec.width else ""  # without an LLM soft tokens and ids go nowhere
     rows = []
     for modality, branch in plan.inputs.items():
         grid = " x ".join(map(str, branch.spec.grid))
@@ -76,10 +77,10 @@ def plan_rows(exp: Experiment, run: RunDir | None = None) -> list[dict[str, str]
             }
         )
         each = " a view" if plan.tiling else ""
-        shape = f"{branch.num_soft_tokens} soft tokens{each} x {plan.spec.width}"
+        shape = f"{branch.num_soft_tokens} soft tokens{each}{width}"
         rows.append({"part": "connector", "what": _title(exp, "connector"), "shape": shape})
     rows.append(
-        {"part": "llm", "what": _title(exp, "llm"), "shape": f"{plan.spec.vocab_size} tokens x {plan.spec.width}"}
+        {"part": "llm", "what": _title(exp, "llm"), "shape": f"{plan.spec.vocab_size} tokens{width or ', no LLM'}"}
     )
     rows.append(
         {
@@ -122,6 +123,8 @@ def finish(run: RunDir, results: Results, page: Path) -> None:
     minutes = manifest.get("wall_s", 0) / 60
     console.print(f"{minutes:.1f} minutes, peak memory {manifest.get('peak_memory_mb', 0):.0f} MB")
     console.print(f"report  {page}", soft_wrap=True)
+    if run.manifest().get("derived", {}).get("llm_width") == 0:
+        return  # nobody to talk to
     console.print(f"chat    python -m mmexp.chat run={run.path}{_example_image(run)}", soft_wrap=True)
 
 

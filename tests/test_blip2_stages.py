@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ def stage_one(folder: Path, *further: str) -> Invocation:
     return compose("train", [
         "stage=blip2/represent", "scale=paper", "encoder=tiny", *qformer, "connector.vocab_size=90",
         f"connector.init={folder}/bert", f"llm.tokenizer={folder}/bert", "data=llava_json",
-        f"data.path={folder}/rows.json", "evaluation=retrieval", f"evaluation.retrieval.splits.test.path={folder}/rows.json",
-        "trainer=smoke", "logger=none", f"paths.outputs={folder}/outputs", f"paths.cache={folder}/cache",
+        f"data.path={folder}/rows.json", "evaluation=retrieval",
+        f"evaluation.retrieval.splits.test.path={folder}/rows.json", "trainer=smoke",
+        "logger=none", f"paths.outputs={folder}/outputs", f"paths.cache={folder}/cache",
         "stage.batch_size=8", "stage.micro_batch_size=4", "stage.warmup_ratio=0", "trainer.checkpoint_every_n_steps=1",
         "name=blip2", *further,
     ])  # fmt: skip
@@ -167,8 +169,6 @@ def test_asking_a_model_without_an_llm_is_one_clear_mistake(first: Path) -> None
     exp = experiment_of_run(str(first), registered, skip=("data", "optim", "trainer", "logger"))
     generator = exp.load_generator(finished_run(str(first), "run"))
     sample = exp.checked.parts["evaluation"]["retrieval"].splits["test"].build()[0]
-    from dataclasses import replace
-
     with pytest.raises(ConfigError, match="this model has no LLM"):
         generator.predict([replace(sample, turns=sample.turns[:1])], Sampling())
     with pytest.raises(ConfigError, match="not learned to compare"):

@@ -83,6 +83,6 @@ class RetrievalConfig(BenchmarkConfig):
 
 def _recalls(name: str, scores: Tensor, own: Tensor) -> dict[str, float]:
     """Share of the rows that have one of their own among the best 1, 5 and 10."""
-    best = scores.argsort(1, descending=True, stable=True)
+    best = scores.argsort(dim=1, descending=True, stable=True)
     hits = own.gather(1, best)
     return {f"{name}_recall_{rank}": float(hits[:, :rank].any(1).float().mean()) for rank in _RANKS}

@@ -19,6 +19,7 @@ READERS = {choice for choice in GROUPS["data"] if "path: ???" in (conf_dir() / f
 GIVEN = {choice: ["data.path=rows.json"] for choice in READERS} | {
     "vqa_v2": ["data.path=q.json", "data.annotations=a.json"]
 }
+KINDS = {"align", "instruct", "lora", "represent", "generate", "caption", "retrieve", "finetune"}
 BENCHMARKS = {"vqa", "caption", "grounding", "retrieval", "blip2_vqa", "blip2_caption"}
 
 
@@ -34,7 +35,7 @@ def test_choices_are_short_and_explained(file: Path) -> None:
 def test_every_choice_builds(group: str, choice: str) -> None:
     invocation = compose("train", [f"{group}={choice}", *GIVEN.get(choice, [])])
     built = instantiate(invocation.cfg[group], group, invocation.registered)
-    assert not built if choice == "none" else built is not None
+    assert not built if choice == "none" and group != "llm" else built is not None
 
 
 @pytest.mark.parametrize("choice", GROUPS["evaluation"])
@@ -50,7 +51,7 @@ def test_every_benchmark_builds(choice: str) -> None:
 def test_every_recipe_stage_and_scale_is_right(recipe: str, stage: str, scale: str) -> None:
     invocation = compose("train", [f"recipe={recipe}", f"stage={stage}", f"scale={scale}"])
     checked = check(invocation.cfg, invocation.registered)
-    assert checked.spine.stage.name.split("_")[-1] in ("align", "instruct", "lora", "represent")
+    assert checked.spine.stage.name.split("_")[-1] in KINDS
     data = type(checked.parts["data"].prepare).__name__
     assert (data == "WorldConfig") == (scale == "shapes")
 
@@ -96,7 +97,7 @@ def test_the_numbers_of_llava() -> None:
 
 def test_the_numbers_of_blip2s_first_stage() -> None:
     """Source: BLIP-2, section 3.4; LAVIS `pretrain_stage1.yaml`."""
-    cfg = compose("train", ["stage=blip2/represent"]).cfg
+    cfg = compose("train", ["stage=blip2/represent", "scale=paper"]).cfg
     assert (cfg.stage.lr, cfg.stage.weight_decay, cfg.stage.batch_size) == (1e-4, 0.05, 1600)
     assert (cfg.stage.max_steps, cfg.stage.warmup_ratio, cfg.optim.beta2) == (250_000, 0.008, 0.98)
     assert (cfg.connector.variant, cfg.llm.bos_token, cfg.template.name) == ("full", "[DEC]", "blip2_represent")

@@ -14,17 +14,26 @@ from PIL import Image
 from mmexp.contracts import Preparable
 from mmexp.errors import DataError
 from mmexp.shapes import WorldConfig
+from mmexp.shapes.rows import retrieval_rows
 from mmexp.shapes.world import STAMP
 
 EVALUATIONS = [
     f"{split}_{benchmark}" for split in ("heldout_images", "heldout_combos") for benchmark in
-    ("vqa", "caption", "grounding")
+    ("vqa", "caption", "grounding", "retrieval")
 ]  # fmt: skip
 
 
 def small(root: Path, **changes: int) -> WorldConfig:
     return replace(
-        WorldConfig(root=str(root), align_rows=4, instruct_rows=6, vqa_per_type=2, caption_rows=2, grounding_rows=4),
+        WorldConfig(
+            root=str(root),
+            align_rows=4,
+            instruct_rows=6,
+            vqa_per_type=2,
+            caption_rows=2,
+            grounding_rows=4,
+            retrieval_rows=3,
+        ),
         **changes,
     )
 
@@ -52,17 +61,23 @@ def test_files_and_pictures(world: Path) -> None:
             with Image.open(world / row["image"]) as image:
                 assert image.size == (144, 144)
     counts = [len(rows_of(world, name)) for name in EVALUATIONS]
-    assert counts == [14, 2, 4, 7, 1, 2]
+    assert counts == [14, 2, 4, 3, 7, 1, 2, 1]
 
 
 def test_evaluation_rows_say_what_is_right(world: Path) -> None:
     for name in EVALUATIONS:
         for row in rows_of(world, name):
             assert row["type"]
-            assert row["targets"]
+            assert row.get("targets") or name.endswith("retrieval")
             assert ("box" in row) == name.endswith("grounding")
     for row in rows_of(world, "heldout_images_grounding"):
         assert row["targets"][0] == "[" + ", ".join(f"{value:.2f}" for value in row["box"]) + "]"
+
+
+def test_captions_to_be_found_all_differ() -> None:
+    for split in ("heldout_images", "heldout_combos"):
+        rows = list(retrieval_rows(0, split, 100))
+        assert len({row["conversations"][1]["value"] for row in rows}) == len({row["image"] for row in rows}) == 100
 
 
 def test_a_second_call_touches_nothing(tmp_path: Path) -> None:
