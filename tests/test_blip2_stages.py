@@ -41,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stage_one(folder: Path, *further: str) -> Invocation:
     qformer = [f"connector.{size}" for size in SIZES]
     return compose("train", [
-        "stage=blip2/represent", "scale=paper", "encoder=tiny", *qformer, "connector.vocab_size=90",
+        "stage=blip2/represent", "scale=paper", "encoder=tiny",
+        "stage.policy.encoder=frozen", *qformer, "connector.vocab_size=90",
         f"connector.init={folder}/bert", f"llm.tokenizer={folder}/bert", "data=llava_json",
         f"data.path={folder}/rows.json", "evaluation=retrieval",
         f"evaluation.retrieval.splits.test.path={folder}/rows.json", "trainer=smoke",

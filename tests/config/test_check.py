@@ -50,7 +50,7 @@ def test_a_right_configuration_gives_typed_spine_and_built_parts() -> None:
     assert checked.spine.stage.lr == 1.0
     assert checked.parts["connector"].depth == 3
     assert checked.parts["logger"] == {}
-    assert set(checked.parts["evaluation"]) == {"vqa", "caption", "grounding"}
+    assert set(checked.parts["evaluation"]) == {"vqa", "caption", "grounding", "retrieval"}
 
 
 def test_an_empty_choice_is_none() -> None:
