@@ -188,6 +188,8 @@ class Plan(PromptPlan):
         Raises:
             ConfigError: the tokenizer spreads them, or leaves rows empty in front of them.
         """
+        if not self.template.new_tokens:  # known without a tokenizer, which a plan for the doctor may not have
+            return range(0)
         ids = [self.tokenizer.control_id(token) for token in self.tokenizer.new_tokens]
         if not ids:
             return range(0)

@@ -82,7 +82,7 @@ def test_a_stopped_run_continues_bit_for_bit(make_job: Make, monkeypatch: pytest
 def test_the_next_stage_starts_from_the_rows_and_hands_them_on(make_job: Make, leaf: str) -> None:
     first = marked(make_job, "align")
     run(first)
-    second = marked(make_job, "instruct", init_from=first.run, policy={**ALIGN, "llm": leaf})
+    second = marked(make_job, "instruct", init_from=[first.run], policy={**ALIGN, "llm": leaf})
     module = run(second)
     trained = new_rows(module.parts()["llm"])
     assert all(rows.requires_grad for rows in trained)

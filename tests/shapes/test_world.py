@@ -50,7 +50,7 @@ def rows_of(root: Path, name: str) -> list[dict]:
 
 
 def test_files_and_pictures(world: Path) -> None:
-    names = ["align", "instruct", "pretrain_pairs", *EVALUATIONS]
+    names = ["represent", "align", "instruct", "pretrain_pairs", *EVALUATIONS]
     assert sorted(path.stem for path in world.glob("*.json")) == sorted([*names, "world"])
     for name in names:
         for row in rows_of(world, name):
