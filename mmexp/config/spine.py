@@ -61,6 +61,9 @@ class AnyResConfig:
     """Whether soft tokens of the canvas's padding are left out."""
     newline: bool = True
     """Whether a learned vector ends every row of soft tokens."""
+    max_views: int | None = None
+    """`anyres_max_N` of LLaVA-OneVision: a canvas with more soft tokens than N views is shrunk bilinearly to as many,
+    where that is more than 1.1 a side; null for no limit. The view of the whole comes on top."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from mmexp.contracts import Box, Medium, Size, Turn
 from mmexp.errors import DataError, MmexpError
@@ -47,8 +47,22 @@ class ViewsTransform(SizedTransform, Protocol):
     def num_views(self, size: Size, num_media: int = 1) -> int: ...
 
     def gather(self, size: Size, num_media: int = 1) -> Tensor | None:
-        """int64[slots, 2] as in `Item.gather`; None when the soft tokens of all views stand in order."""
+        """As `Item.gather`; None when the soft tokens of all views stand in order."""
         ...
+
+    def blend(self, size: Size, num_media: int = 1) -> Tensor | None:
+        """As `Item.blend`; None where every slot holds one soft token."""
+        ...
+
+
+class Loaded(NamedTuple):
+    """One medium, ready for an `Item`, whose fields these are."""
+
+    values: Tensor
+    views: int | None = None
+    """None for a medium that is one value."""
+    gather: Tensor | None = None
+    blend: Tensor | None = None
 
 
 @dataclass
@@ -96,8 +110,8 @@ class SampleMedia:
         """The turns with their boxes relative to what the encoder sees. Raises as `map_regions`."""
         return map_regions(turns, self.window) if has_regions(turns) else turns
 
-    def load(self, medium: Medium) -> tuple[Tensor, int | None, Tensor | None]:
-        """The values of a medium, how many views they are (None for the medium itself), and its `Item.gather`.
+    def load(self, medium: Medium) -> Loaded:
+        """The values of a medium, and how they become views and slots.
 
         Raises:
             BadMediaError: it cannot be read.
@@ -117,8 +131,9 @@ class SampleMedia:
         except (ValueError, TypeError, OSError) as error:
             raise DataError(f"the {medium.modality} cannot be transformed ({error})", where=self.where) from error
         if not isinstance(transform, ViewsTransform):
-            return values, None, None
-        return values, transform.num_views(size, count), transform.gather(size, count)
+            return Loaded(values)
+        slots = transform.gather(size, count), transform.blend(size, count)
+        return Loaded(values, transform.num_views(size, count), *slots)
 
     def window(self, number: int) -> Box:
         """What the view of a medium shows, by its number in reading order, in shares of the picture.

@@ -182,19 +182,13 @@ class Processor:
 
 
 def _load(media: Sequence[Medium], reader: SampleMedia) -> dict[str, Any]:
-    """`media`, `views` and `gather` of an item."""
-    values: dict[str, tuple[Tensor, ...]] = {}
-    views: dict[str, tuple[int, ...]] = {}
-    gather: dict[str, tuple[Tensor, ...]] = {}
+    """`media`, `views`, `gather` and `blend` of an item."""
+    found: dict[str, dict[str, tuple[Any, ...]]] = {"media": {}, "views": {}, "gather": {}, "blend": {}}
     for medium in media:
-        value, num_views, order = reader.load(medium)
-        name = medium.modality
-        values[name] = (*values.get(name, ()), value)
-        if num_views is not None:
-            views[name] = (*views.get(name, ()), num_views)
-        if order is not None:
-            gather[name] = (*gather.get(name, ()), order)
-    return {"media": values, "views": views, "gather": gather}
+        for by_modality, value in zip(found.values(), reader.load(medium), strict=True):
+            if value is not None:
+                by_modality[medium.modality] = (*by_modality.get(medium.modality, ()), value)
+    return found
 
 
 def describe(sample: Sample) -> str:
