@@ -82,6 +82,9 @@ class ProcessorConfig:
     exact_pixels: bool = False
     """Whether pictures are decoded whole and resized by Pillow, as the published code does. Otherwise torch resizes,
     and a JPEG is decoded smaller where twice the pixels of the view remain."""
+    backdrop: tuple[int, int, int] | None = None
+    """What lies under transparent pixels: red, green and blue, 0 to 255, such as [255,255,255]; null shows the colour
+    that the file hides under them, as Pillow's convert("RGB") and with it the reference recipes do."""
     bad_media_cap: float = 0.001
     """Largest share of samples that may be left out because a medium cannot be read; above it the run stops."""
     max_length_tokens: int = 2048

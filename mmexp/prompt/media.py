@@ -12,11 +12,13 @@ from mmexp.errors import DataError, MmexpError
 from mmexp.prompt.boxes import check_medium, has_regions, map_regions
 from mmexp.prompt.boxtext import WHOLE
 from mmexp.prompt.image import image_size, load_sized
+from mmexp.prompt.transparency import Colour
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOADERS: Mapping[str, Callable[[Any, str, Callable[[Size], int] | None], tuple[Any, Size]]] = {"image": load_sized}
+Loader = Callable[[Any, str, Callable[[Size], int] | None, Colour | None], tuple[Any, Size]]
+LOADERS: Mapping[str, Loader] = {"image": load_sized}
 """Per modality what turns `Medium.source` into the object that the encoder's transform takes, and its whole size."""
 SIZES: Mapping[str, Callable[[Any, str], Size]] = {"image": image_size}
 """Per modality what reads the size of a medium without decoding it."""
@@ -74,12 +76,14 @@ class SampleMedia:
         where: Dataset and sample, for messages.
         transforms: Per modality the encoder's transform.
         exact: Never decode a picture smaller.
+        backdrop: What lies under transparent pixels; None shows their hidden colour.
     """
 
     turns: Sequence[Turn]
     where: str
     transforms: Mapping[str, Callable[..., Tensor]]
     exact: bool = False
+    backdrop: Colour | None = None
     _sizes: dict[int, Size] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,7 +127,7 @@ class SampleMedia:
         count = self.count(medium.modality)
         sized = transform if isinstance(transform, SizedTransform) else None
         reduction = None if sized is None or self.exact else partial(sized.reduction, num_media=count)
-        loaded, size = load(medium.source, self.where, reduction)
+        loaded, size = load(medium.source, self.where, reduction, self.backdrop)
         try:
             values = transform(loaded) if sized is None else sized(loaded, size, count)
         except MmexpError:

@@ -14,6 +14,7 @@ from mmexp.prompt.image import BadMediaError
 from mmexp.prompt.media import SampleMedia, SlotRule
 from mmexp.prompt.template import ChatTemplate
 from mmexp.prompt.tokenizer import SegmentTokenizer
+from mmexp.prompt.transparency import Colour
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +58,8 @@ class Processor:
     exact: bool = False
     """Whether every JPEG is decoded whole, also where a smaller one would do. How a picture is resized is a matter of
     its transform."""
+    backdrop: Colour | None = None
+    """What lies under transparent pixels, red, green and blue; None shows the colour hidden under them."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError when the tokenizer lacks a control token of the template."""
@@ -137,7 +140,7 @@ class Processor:
         return self._reader(sample).window(medium) if self.box_frame == "view" else WHOLE
 
     def _reader(self, sample: Sample) -> SampleMedia:
-        return SampleMedia(sample.turns, describe(sample), self.transforms, self.exact)
+        return SampleMedia(sample.turns, describe(sample), self.transforms, self.exact, self.backdrop)
 
     def _encode(
         self, turns: Sequence[Turn], sample: Sample, reader: SampleMedia, generation_prompt: bool = False
