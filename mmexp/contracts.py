@@ -187,6 +187,8 @@ class Batch:
     """Per reason the dataset of each of the ids in `dropped`."""
     num_dropped_turns: int = 0
     """Turns cut from the ends of over-long samples of this batch."""
+    num_cut_tokens: int = 0
+    """Tokens cut from answers of this batch because the template limits them."""
     bad_media: tuple[Mapping[str, str], ...] = ()
     """Of each sample that was left out for a medium nobody can read: `id`, `dataset`, `file` and `reason`."""
 

@@ -65,6 +65,7 @@ class Collator:
             dropped_datasets={reason: tuple(e.dataset for e in dropped if e.reason == reason) for reason in reasons},
             bad_media=tuple(entry.bad for entry in dropped if entry.bad),
             num_dropped_turns=sum(item.num_dropped_turns for item in items),
+            num_cut_tokens=sum(item.num_cut_tokens for item in items),
         )
 
     def _rows(self, items: Sequence[Item]) -> list[Sequence[Item]]:
