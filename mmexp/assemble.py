@@ -153,6 +153,7 @@ class Experiment:
             **_image_rule(processor),
             "box_frame": processor.box_frame,
             "exact_pixels": processor.exact_pixels,
+            "backdrop": processor.backdrop,
             "max_length_tokens": processor.max_length_tokens,
         }
 

@@ -128,7 +128,10 @@ class Item:
     """Per modality how many values each medium is; absent where every medium is one value."""
     gather: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     """Per modality which soft token goes into which slot of each medium: int64[slots, 2] of view and place in it, place
-    -1 for the end of a row; absent where soft tokens fill the slots in order."""
+    -1 for the end of a row; absent where soft tokens fill the slots in order. With `blend` int64[slots, 4, 2]."""
+    blend: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """Per modality the shares of the soft tokens in `gather` that a slot is mixed from, float32[slots, 4]; absent where
+    every slot holds one."""
     num_dropped_turns: int = 0
     """Turns cut from the end because the sample was longer than the limit."""
     num_cut_tokens: int = 0
@@ -177,7 +180,9 @@ class Batch:
     """Per modality how many of the M each medium is; absent where each one is one."""
     gather: Mapping[str, Tensor] = field(default_factory=dict)
     """Per modality int64[slots, 2]: index into M and place in its N soft tokens for every slot, place -1 for the end of
-    a row; absent where soft tokens fill the slots in order."""
+    a row; absent where soft tokens fill the slots in order. With `blend` int64[slots, 4, 2]."""
+    blend: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per modality float32[slots, 4], the shares of the soft tokens in `gather`; absent where every slot holds one."""
     num_supervised: int = 0
     """Positions that carry loss, known on the CPU so that nobody has to wait for the device."""
     dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -186,6 +191,8 @@ class Batch:
     """Per reason the dataset of each of the ids in `dropped`."""
     num_dropped_turns: int = 0
     """Turns cut from the ends of over-long samples of this batch."""
+    num_cut_tokens: int = 0
+    """Tokens cut from answers of this batch because the template limits them."""
     bad_media: tuple[Mapping[str, str], ...] = ()
     """Of each sample that was left out for a medium nobody can read: `id`, `dataset`, `file` and `reason`."""
 
@@ -205,6 +212,7 @@ class Batch:
             slots=move(self.slots),
             media=move(self.media),
             gather=move(self.gather),
+            blend=move(self.blend),
         )
 
     def spans(self) -> Iterator[tuple[int, int, int]]:

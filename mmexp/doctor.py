@@ -6,17 +6,18 @@ from mmexp.config import Invocation, launch
 
 
 def body(invocation: Invocation) -> None:
-    """Shapes, tokens, what trains, where it goes and versions; every mistake of the configuration at once."""
+    """Shapes, tokens, parts of a mixture, what trains, where it goes, versions; every configuration mistake at once."""
     from mmexp.assemble import experiment
     from mmexp.engine import console, provenance, setup_logging
     from mmexp.hub import published
-    from mmexp.present import show_plan, show_trained
+    from mmexp.present import show_mixture, show_plan, show_trained
     from mmexp.report import plan_table
     from mmexp.tuning import LoraSettings, apply_policy, describe
 
     setup_logging()
     exp = experiment(invocation)
     show_plan(exp)
+    show_mixture(exp)
     spine = exp.checked.spine
     model = exp.plan.empty()
     policy = {name: tree for name, tree in spine.stage.policy.items() if exp.plan.inputs or name == "llm"}

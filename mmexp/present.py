@@ -100,6 +100,20 @@ def _start(paths: str | Sequence[str] | None) -> str:
     return (paths if isinstance(paths, str) else ", then ".join(paths or ())) or "base weights"
 
 
+def show_mixture(exp: Experiment) -> None:
+    """The parts of a mixture, whose files are opened for it; nothing where the data are no mixture."""
+    from mmexp.data import MixtureConfig
+    from mmexp.present_data import mixture_rows
+
+    data = exp.checked.parts["data"]
+    if not isinstance(data, MixtureConfig):
+        return
+    rows, errors = mixture_rows(data)
+    console.print(plan_table(rows, title=f"mixture, {data.mixing}"))
+    for error in errors:
+        console.print(str(error), soft_wrap=True, style="yellow", markup=False)
+
+
 def show_trained(table: Sequence[TrainedPart]) -> None:
     """What trains, with how many parameters and which learning rate."""
     rows = [
@@ -130,6 +144,8 @@ def finish(run: RunDir, results: Results, page: Path) -> None:
 
 def _title(exp: Experiment, name: str) -> str:
     node = exp.checked.plain[name]
+    if node.get("parts"):
+        return f"mixture ({node.get('mixing', 'natural')}) of {', '.join(node['parts'])}"
     return str(node.get("path") or str(node.get("_target_", "")).rsplit(".", 1)[-1])
 
 

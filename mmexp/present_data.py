@@ -5,11 +5,15 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmexp.data import MixtureConfig
 from mmexp.data.inspect import KINDS, Inspection, Problem
+from mmexp.data.mixture import Part
+from mmexp.errors import MmexpError
 from mmexp.report import Example, Kind, write_data_page
 
 if TYPE_CHECKING:
@@ -90,6 +94,38 @@ def ranges(numbers: Sequence[int]) -> dict[str, int]:
         counts[sum(number > edge for edge in _EDGES)] += 1
     used = [index for index, count in enumerate(counts) if count]
     return {names[index]: counts[index] for index in range(used[0], used[-1] + 1)} if used else {}
+
+
+def mixture_rows(config: MixtureConfig) -> tuple[Rows, list[MmexpError]]:
+    """The parts of a mixture with rows, shares and samples of an epoch, and why parts could not be opened.
+
+    Nothing is rendered or downloaded for it; shares that follow from rows are unknown while a part is missing.
+    """
+    parts: dict[str, Part] = {}
+    errors: list[MmexpError] = []
+    for name in config.parts:
+        try:
+            parts[name] = _as_it_is(config).open(name)
+        except MmexpError as error:
+            errors.append(error)
+    quotas = dict(zip(parts, config.mix(list(parts.values())).quotas(), strict=True)) if not errors else {}
+    rows = []
+    for name, part in config.parts.items():
+        title = str(getattr(part.data, "path", "") or type(part.data).__name__)
+        row = {"part": name, "data": title, "subset": part.subset or "all", "weight": f"{part.weight:g}"}
+        row["rows"] = f"{len(parts[name].dataset):,}" if name in parts else "not read"
+        row["of an epoch"] = f"{round(float(quotas[name])):,}" if quotas else "?"
+        rows.append(row | {"share": f"{float(quotas[name] / sum(quotas.values())):.1%}" if quotas else "?"})
+    return rows, errors
+
+
+def _as_it_is(config: MixtureConfig) -> MixtureConfig:
+    """The mixture of files that are here: opening it makes none."""
+    changed = {}
+    for name, part in config.parts.items():
+        data: Any = part.data
+        changed[name] = replace(part, data=replace(data, prepare=None)) if getattr(data, "prepare", None) else part
+    return replace(config, parts=changed)
 
 
 def found_line(found: Found) -> str:

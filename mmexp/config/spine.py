@@ -61,6 +61,9 @@ class AnyResConfig:
     """Whether soft tokens of the canvas's padding are left out."""
     newline: bool = True
     """Whether a learned vector ends every row of soft tokens."""
+    max_views: int | None = None
+    """`anyres_max_N` of LLaVA-OneVision: a canvas with more soft tokens than N views is shrunk bilinearly to as many,
+    where that is more than 1.1 a side; null for no limit. The view of the whole comes on top."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,9 @@ class ProcessorConfig:
     exact_pixels: bool = False
     """Whether pictures are decoded whole and resized by Pillow, as the published code does. Otherwise torch resizes,
     and a JPEG is decoded smaller where twice the pixels of the view remain."""
+    backdrop: tuple[int, int, int] | None = None
+    """What lies under transparent pixels: red, green and blue, 0 to 255, such as [255,255,255]; null shows the colour
+    that the file hides under them, as Pillow's convert("RGB") and with it the reference recipes do."""
     bad_media_cap: float = 0.001
     """Largest share (0 to 1) of samples that may be left out because a medium cannot be read; above it the run stops.
     Each training process counts the samples of all its data workers, and judges them as a share of its part of the

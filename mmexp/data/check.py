@@ -43,6 +43,8 @@ class PreflightReport:
     """Tokens of each tokenised row, slots included."""
     num_cut: int = 0
     """Tokenised rows that lose turns at their end."""
+    num_cut_answers: int = 0
+    """Tokenised rows with an answer that the template's limit shortens."""
     silent: list[str] = field(default_factory=list)
     """Ids of tokenised rows that supervise nothing."""
     too_long: list[str] = field(default_factory=list)
@@ -55,6 +57,15 @@ class PreflightReport:
     """Rows whose structure and media were looked at."""
     errors: list[DataError] = field(default_factory=list)
     """Rows that cannot be used at all."""
+
+    def cuts(self) -> str:
+        """What training would not see of tokenised rows, in words; empty for nothing."""
+        losses = {
+            f"{self.num_cut} lose turns at their end (processor.max_length_tokens)": self.num_cut,
+            f"{self.num_cut_answers} lose part of an answer (template.max_answer_tokens)": self.num_cut_answers,
+        }
+        told = ", ".join(text for text, count in losses.items() if count)
+        return f"of {self.num_tokenised} rows looked at {told}" if told else ""
 
     def histogram(self) -> dict[str, int]:
         """How many rows have how many supervised tokens, by ranges such as `9-16`."""
@@ -158,5 +169,6 @@ def _check_tokens(sample: Sample, processor: Processor, report: PreflightReport)
     report.lengths.append(len(layout.encoded.ids))
     report.supervised.append(layout.num_supervised)
     report.num_cut += layout.num_dropped_turns > 0
+    report.num_cut_answers += layout.encoded.num_cut_tokens > 0
     if not layout.num_supervised:
         report.silent.append(sample.id)

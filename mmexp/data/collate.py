@@ -67,6 +67,7 @@ class Collator:
             dropped_datasets={reason: tuple(e.dataset for e in dropped if e.reason == reason) for reason in reasons},
             bad_media=tuple(entry.bad for entry in dropped if entry.bad),
             num_dropped_turns=sum(item.num_dropped_turns for item in items),
+            num_cut_tokens=sum(item.num_cut_tokens for item in items),
         )
 
     def _rows(self, items: Sequence[Item]) -> list[Sequence[Item]]:
@@ -108,7 +109,7 @@ def _prompt_length(item: Item) -> int:
 
 
 def _stack_media(items: Sequence[Item]) -> dict[str, Any]:
-    """`media`, `slot_lengths`, `media_owners`, `views` and `gather`, in the order of the slots."""
+    """`media`, `slot_lengths`, `media_owners`, `views`, `gather` and `blend`, in the order of the slots."""
     import torch
 
     values: dict[str, list[Tensor]] = {}
@@ -116,11 +117,14 @@ def _stack_media(items: Sequence[Item]) -> dict[str, Any]:
     owners: dict[str, tuple[str, ...]] = {}
     views: dict[str, tuple[int, ...]] = {}
     gather: dict[str, list[Tensor]] = {}
+    blend: dict[str, list[Tensor]] = {}
     for item in items:
         for modality, media in item.media.items():
             for number, order in enumerate(item.gather.get(modality, ())):
                 first = sum(views.get(modality, ())) + sum(item.views[modality][:number])
                 gather.setdefault(modality, []).append(order + torch.tensor([first, 0]))
+            if modality in item.blend:
+                blend.setdefault(modality, []).extend(item.blend[modality])
             values.setdefault(modality, []).extend(media)
             owners[modality] = owners.get(modality, ()) + (item.id,) * len(media)
             if modality in item.views:
@@ -138,8 +142,14 @@ def _stack_media(items: Sequence[Item]) -> dict[str, Any]:
                 fix="check the encoder's transform",
             )
     joined = {modality: (torch.cat if modality in views else torch.stack)(each) for modality, each in values.items()}
-    orders = {modality: torch.cat(each) for modality, each in gather.items()}
-    return {"media": joined, "slot_lengths": lengths, "media_owners": owners, "views": views, "gather": orders}
+    places = {"gather": _cat(gather), "blend": _cat(blend)}
+    return {"media": joined, "slot_lengths": lengths, "media_owners": owners, "views": views, **places}
+
+
+def _cat(pieces: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    import torch
+
+    return {modality: torch.cat(each) for modality, each in pieces.items()}
 
 
 def _blank(pad_id: int) -> Item:

@@ -82,6 +82,9 @@ class DropCounts:
 
     num_seen: int = 0
     num_dropped_turns: int = 0
+    """Turns cut from the ends of over-long samples."""
+    num_cut_tokens: int = 0
+    """Tokens cut from answers because the template limits them."""
     dropped: dict[str, int] = field(default_factory=dict)
     by_dataset: dict[str, Counter[str]] = field(default_factory=dict)
     """Per dataset, or part of a mixture, how many samples each reason took."""
@@ -98,6 +101,7 @@ class DropCounts:
         return {
             "num_seen": self.num_seen,
             "num_dropped_turns": self.num_dropped_turns,
+            "num_cut_tokens": self.num_cut_tokens,
             "dropped": dict(self.dropped),
             "dropped_by_dataset": {name: dict(counts) for name, counts in self.by_dataset.items()},
         }
@@ -105,8 +109,15 @@ class DropCounts:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from the counts of a checkpoint."""
         self.num_seen, self.num_dropped_turns = state["num_seen"], state["num_dropped_turns"]
+        self.num_cut_tokens = state.get("num_cut_tokens", 0)
         self.dropped = dict(state["dropped"])
         self.by_dataset = {name: Counter(counts) for name, counts in state.get("dropped_by_dataset", {}).items()}
+
+    def metrics(self) -> dict[str, int]:
+        """What was left out and cut since the run began, by the name of the metric; only what there is."""
+        cut = {"data/dropped_turns": self.num_dropped_turns, "data/cut_answer_tokens": self.num_cut_tokens}
+        left_out = {f"data/dropped/{reason}": count for reason, count in self.dropped.items()}
+        return left_out | {name: count for name, count in cut.items() if count}
 
     def update(self, batch: Batch) -> None:
         """Counts one batch.
@@ -117,6 +128,7 @@ class DropCounts:
         kept = sum(map(len, batch.segment_lengths)) if batch.num_supervised else 0
         self.num_seen += kept + sum(map(len, batch.dropped.values()))
         self.num_dropped_turns += batch.num_dropped_turns
+        self.num_cut_tokens += batch.num_cut_tokens
         for reason, ids in batch.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + len(ids)
             names = batch.dropped_datasets.get(reason, ("",) * len(ids))

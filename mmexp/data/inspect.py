@@ -22,6 +22,7 @@ KINDS: Mapping[str, tuple[Severity, str]] = {
     "too_long": ("error", "not even the first exchange fits into the sequence"),
     "leak": ("error", "the same picture or conversation is also in the data it must be apart from"),
     "cut": ("warning", "turns at the end are cut, because the row is longer than the sequence"),
+    "cut_answer": ("warning", "part of an answer is cut, because it is longer than the template allows"),
     "duplicate": ("warning", "the same pictures and words as an earlier row"),
     "same_id": ("warning", "an earlier row has the same id"),
 }
@@ -152,6 +153,8 @@ def _look(dataset: Dataset, index: int, processor: Processor) -> _Row | Problem:
         length, supervised = len(layout.encoded.ids), layout.num_supervised
         if layout.num_dropped_turns:
             problems.append(_problem("cut", sample, f"{layout.num_dropped_turns} of {len(sample.turns)} turns"))
+        if layout.encoded.num_cut_tokens:
+            problems.append(_problem("cut_answer", sample, f"{layout.encoded.num_cut_tokens} tokens"))
         if not supervised:
             problems.append(_problem("no_supervision", sample, "0 supervised tokens"))
     except BadMediaError:

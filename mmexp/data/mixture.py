@@ -105,22 +105,27 @@ class MixtureConfig:
         Raises:
             DataError: of a part, with its name; or a subset of more rows than there are.
         """
-        parts = []
-        for name, part in self.parts.items():
-            with naming_part(name):
-                dataset = part.data.build()
-                parts.append(Part(name, choose(dataset, part.subset, name), part.weight))
-        mixture = Mixture(
+        mixture = self.mix([self.open(name) for name in self.parts])
+        for part, quota in zip(mixture.parts, mixture.quotas(), strict=True):
+            if quota < 1:
+                log.warning("data.parts.%s gives %.2g samples an epoch: raise its weight", part.name, float(quota))
+        return mixture
+
+    def open(self, name: str) -> Part:
+        """One part alone. Raises as `build`."""
+        part = self.parts[name]
+        with naming_part(name):
+            return Part(name, choose(part.data.build(), part.subset, name), part.weight)
+
+    def mix(self, parts: Sequence[Part]) -> Mixture:
+        """The mixture of parts that were opened."""
+        return Mixture(
             parts,
             mixing=self.mixing,
             temperature=2.0 if self.mixing == "sqrt" else self.temperature,
             epoch_samples=self.epoch_samples,
             homogeneous=self.homogeneous,
         )
-        for part, quota in zip(parts, mixture.quotas(), strict=True):
-            if quota < 1:
-                log.warning("data.parts.%s gives %.2g samples an epoch: raise its weight", part.name, float(quota))
-        return mixture
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,6 @@ class MetricsLog(Callback):
         self._tokens += batch.num_tokens
         self._samples += len(batch.ids)
         self._padding += batch.input_ids.numel() - batch.num_tokens
-        for reason, ids in batch.dropped.items():
-            self.dropped[reason] += len(ids)
         step = trainer.global_step
         if step == self._shown:  # in the middle of an optimizer step
             return
@@ -119,7 +117,8 @@ class MetricsLog(Callback):
             "data/samples_per_s": self._samples / seconds,
             "data/padding_waste": self._padding / max(self._padding + self._tokens, 1),
         }
-        record |= {f"data/dropped/{reason}": count for reason, count in self.dropped.items()}
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        record |= datamodule.drop_counts.metrics()
         self.record = record
         if self._stream is not None:
             self._stream.write(json.dumps({key: _short(value) for key, value in record.items()}) + "\n")
@@ -132,7 +131,6 @@ class MetricsLog(Callback):
         self._sums: dict[str, Any] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
         self._tokens = self._samples = self._padding = 0
-        self.dropped: dict[str, int] = getattr(self, "dropped", defaultdict(int))
         self._since = time.perf_counter()
 
 

@@ -36,7 +36,8 @@ class Conversation:
         """
         if "image" not in self.generator.plan.inputs:
             raise DataError("this run has no image branch", where=str(path))
-        self._pending.append(Medium(source=load_image(os.path.expanduser(path), f"image={path}")))
+        picture = load_image(os.path.expanduser(path), f"image={path}", self.generator.plan.backdrop)
+        self._pending.append(Medium(source=picture))
 
     def ask(self, question: str, on_text: Callable[[str], None]) -> str:
         """The answer, which is also handed out piece by piece."""

@@ -173,6 +173,8 @@ def _finish(job: StageJob, module: TrainingModule, datamodule: MultimodalDataMod
         num_skipped_steps=module.num_skipped,
         padding_waste=round(datamodule.padding_waste, 4),
         dropped=datamodule.drop_counts.state()["dropped_by_dataset"],
+        num_dropped_turns=datamodule.drop_counts.num_dropped_turns,
+        num_cut_answer_tokens=datamodule.drop_counts.num_cut_tokens,
     )
     log.info("%.1f %% of all positions were padding", 100 * datamodule.padding_waste)
 
@@ -189,6 +191,8 @@ def _checked_data(job: StageJob, bad_samples: BadSamples) -> Dataset:
     report = preflight(dataset, job.plan.processor, max_rows=job.check_rows)
     bad_samples.add(report.bad_media)
     require_trainable(report, job.bad_media_cap)
+    if cuts := report.cuts():
+        log.warning("%s", cuts)
     return dataset
 
 

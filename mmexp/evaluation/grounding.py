@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any, ClassVar, Literal
@@ -79,7 +79,7 @@ class _Grader:
         seen = self.boxes.visible(box, sample, medium_of(sample))
         return seen is None or iou(seen, box) < 1 - 1e-6
 
-    def _written(self, sample: Sample, box: Box) -> Mapping[str, Any]:
+    def _written(self, sample: Sample, box: Box) -> dict[str, Any]:
         """The target as text, for an answer that is a region."""
         return {} if answer(sample) else {"target": self.boxes.write(box, sample, medium_of(sample)) or ""}
 

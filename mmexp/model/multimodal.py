@@ -80,7 +80,7 @@ class MultimodalModel(nn.Module):
                 soft[modality] = branch(batch.media[modality])
                 placed = soft[modality]
                 if modality in batch.gather:
-                    placed = arrange(placed, batch.gather[modality], branch.newline)
+                    placed = arrange(placed, batch.gather[modality], branch.newline, batch.blend.get(modality))
                 embeds = splice(
                     embeds,
                     placed,

@@ -46,7 +46,7 @@ class PromptPlan:
     """What samples become before any model sees them: all that a preview needs. The LLM gives its tokenizer only.
 
     Raises:
-        ConfigError: on construction, when one medium alone is longer than a sample may be.
+        ConfigError: on construction, when one medium alone is longer than a sample may be, or a colour is none.
     """
 
     inputs: Mapping[str, InputPlan]
@@ -60,10 +60,15 @@ class PromptPlan:
     """What boxes are written relative to."""
     exact_pixels: bool = False
     """Whether pictures are decoded whole and resized by Pillow, as the published code does."""
+    backdrop: tuple[int, int, int] | None = None
+    """What lies under transparent pixels, red, green and blue; None shows the colour hidden under them."""
     max_length_tokens: int = 2048
     """Longest sample in tokens, soft tokens included."""
 
     def __post_init__(self) -> None:
+        if self.backdrop is not None and not all(0 <= value <= 255 for value in self.backdrop):
+            raise ConfigError(f"{list(self.backdrop)}", expected="red, green and blue, each 0 to 255, or null",
+                              where="processor.backdrop")  # fmt: skip
         for modality, branch in self.inputs.items():
             if branch.num_soft_tokens >= self.max_length_tokens:
                 raise ConfigError(
@@ -105,6 +110,7 @@ class PromptPlan:
             max_length_tokens=self.max_length_tokens,
             box_frame=self.box_frame,
             exact=self.exact_pixels,
+            backdrop=self.backdrop,
         )
 
     def _transform(self, branch: InputPlan) -> Callable[..., torch.Tensor]:

@@ -75,24 +75,30 @@ def _check_counts(
             )
 
 
-def arrange(soft: Tensor, gather: Tensor, newline: Tensor | None) -> Tensor:
+def arrange(soft: Tensor, gather: Tensor, newline: Tensor | None, blend: Tensor | None = None) -> Tensor:
     """The soft token of every slot, for media whose slots do not hold the soft tokens of their views in order.
 
     Args:
         soft: float[M, N, D]
-        gather: int64[slots, 2]: index into M and into N, the latter -1 for the end of a row.
+        gather: int64[slots, 2]: index into M and into N, the latter -1 for the end of a row; or int64[slots, 4, 2].
         newline: float[D], what stands at the end of a row; None when there are no ends.
+        blend: float32[slots, 4], shares of the four soft tokens that a slot is mixed from; None for one soft token.
 
     Returns:
         float[slots, D]
     """
-    value, place = gather.unbind(1)
+    value, place = gather.unbind(-1)
     table = soft.flatten(0, 1)
     index = value * soft.shape[1] + place
     if newline is not None:
         index = torch.where(place < 0, table.shape[0], index)
         table = torch.cat([table, newline.to(table.dtype)[None]])
-    return table[index]
+    if blend is None:
+        return table[index]
+    mixed = blend[:, :1] * table[index[:, 0]]  # in float32, whatever the soft tokens are
+    for tap in range(1, blend.shape[1]):
+        mixed = mixed + blend[:, tap : tap + 1] * table[index[:, tap]]
+    return mixed.to(soft.dtype)
 
 
 def take_part(embeds: Tensor, soft: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmexp.contracts import Size
 from mmexp.errors import DataError
+from mmexp.prompt.transparency import Colour, flatten
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,24 +50,25 @@ class BadMediaError(DataError):
         return rebuild, fields, {"file": self.file}
 
 
-def load_image(source: Any, where: str = "") -> Image.Image:
+def load_image(source: Any, where: str = "", backdrop: Colour | None = None) -> Image.Image:
     """The picture as RGB, upright (EXIF orientation applied), 16-bit grey scaled to 8 bit instead of clipped.
 
-    Of an animation it is the first frame. Transparent pixels show their hidden colour, as in the reference recipes.
+    Of an animation it is the first frame.
 
     Args:
         source: A file path, encoded bytes, or a `PIL.Image.Image`.
         where: Dataset and sample, for messages.
+        backdrop: What lies under transparent pixels; None shows their hidden colour, as in the reference recipes.
 
     Raises:
         BadMediaError: missing, no file, empty, damaged, too large or of an unknown format.
         DataError: the machine could not read it now (too many open files, an I/O error), or no kind of source.
     """
-    return load_sized(source, where)[0]
+    return load_sized(source, where, backdrop=backdrop)[0]
 
 
 def load_sized(
-    source: Any, where: str = "", reduction: Callable[[Size], int] | None = None
+    source: Any, where: str = "", reduction: Callable[[Size], int] | None = None, backdrop: Colour | None = None
 ) -> tuple[Image.Image, Size]:
     """As `load_image`, and the size of the whole picture, which the decoded one has unless it was decoded smaller.
 
@@ -75,6 +77,7 @@ def load_sized(
         where: Dataset and sample, for messages.
         reduction: From the picture's size, by which of 1, 2, 4 and 8 a JPEG may be made smaller while it is decoded;
             the result then has ceil(width / it) x ceil(height / it) pixels. None always decodes the whole.
+        backdrop: As of `load_image`.
 
     Raises:
         As `load_image`.
@@ -82,14 +85,14 @@ def load_sized(
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        image = _to_rgb(source, _orientation(source), where or "image")
+        image = _to_rgb(source, _orientation(source), where or "image", backdrop)
         return image, image.size
     with _opened(source, where) as (image, place):
         orientation = _orientation(image)
         size = _upright(image.size, orientation)
         if reduction is not None and image.format == "JPEG":
             _draft(image, orientation, reduction(size))
-        return _to_rgb(image, orientation, place), size
+        return _to_rgb(image, orientation, place, backdrop), size
 
 
 def image_size(source: Any, where: str = "") -> Size:
@@ -202,7 +205,7 @@ def _draft(image: Any, orientation: int, factor: int) -> None:
         image.draft(None, (image.size[0] // factor, image.size[1] // factor))
 
 
-def _to_rgb(image: Image.Image, orientation: int, where: str) -> Image.Image:
+def _to_rgb(image: Image.Image, orientation: int, where: str, backdrop: Colour | None) -> Image.Image:
     from PIL import Image
 
     _check_pixels(image.size, where)
@@ -217,10 +220,7 @@ def _to_rgb(image: Image.Image, orientation: int, where: str) -> Image.Image:
 
         grey = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
         image = Image.fromarray(grey.astype(np.uint8))
-    if "transparency" in image.info:
-        image = image.copy()
-        del image.info["transparency"]  # the hidden colour stays, and Pillow need not warn that it does
-    rgb = image.convert("RGB")
+    rgb = flatten(image, backdrop)
     # an orientation that stayed would be applied again when this picture is a source itself
     rgb.info = {key: value for key, value in rgb.info.items() if key not in _HOLDS_ORIENTATION}
     return rgb

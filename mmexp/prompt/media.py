@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from mmexp.contracts import Box, Medium, Size, Turn
 from mmexp.errors import DataError, MmexpError
 from mmexp.prompt.boxes import check_medium, has_regions, map_regions
 from mmexp.prompt.boxtext import WHOLE
 from mmexp.prompt.image import image_size, load_sized
+from mmexp.prompt.transparency import Colour
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOADERS: Mapping[str, Callable[[Any, str, Callable[[Size], int] | None], tuple[Any, Size]]] = {"image": load_sized}
+Loader = Callable[[Any, str, Callable[[Size], int] | None, Colour | None], tuple[Any, Size]]
+LOADERS: Mapping[str, Loader] = {"image": load_sized}
 """Per modality what turns `Medium.source` into the object that the encoder's transform takes, and its whole size."""
 SIZES: Mapping[str, Callable[[Any, str], Size]] = {"image": image_size}
 """Per modality what reads the size of a medium without decoding it."""
@@ -47,8 +49,22 @@ class ViewsTransform(SizedTransform, Protocol):
     def num_views(self, size: Size, num_media: int = 1) -> int: ...
 
     def gather(self, size: Size, num_media: int = 1) -> Tensor | None:
-        """int64[slots, 2] as in `Item.gather`; None when the soft tokens of all views stand in order."""
+        """As `Item.gather`; None when the soft tokens of all views stand in order."""
         ...
+
+    def blend(self, size: Size, num_media: int = 1) -> Tensor | None:
+        """As `Item.blend`; None where every slot holds one soft token."""
+        ...
+
+
+class Loaded(NamedTuple):
+    """One medium, ready for an `Item`, whose fields these are."""
+
+    values: Tensor
+    views: int | None = None
+    """None for a medium that is one value."""
+    gather: Tensor | None = None
+    blend: Tensor | None = None
 
 
 @dataclass
@@ -60,12 +76,14 @@ class SampleMedia:
         where: Dataset and sample, for messages.
         transforms: Per modality the encoder's transform.
         exact: Never decode a picture smaller.
+        backdrop: What lies under transparent pixels; None shows their hidden colour.
     """
 
     turns: Sequence[Turn]
     where: str
     transforms: Mapping[str, Callable[..., Tensor]]
     exact: bool = False
+    backdrop: Colour | None = None
     _sizes: dict[int, Size] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -96,8 +114,8 @@ class SampleMedia:
         """The turns with their boxes relative to what the encoder sees. Raises as `map_regions`."""
         return map_regions(turns, self.window) if has_regions(turns) else turns
 
-    def load(self, medium: Medium) -> tuple[Tensor, int | None, Tensor | None]:
-        """The values of a medium, how many views they are (None for the medium itself), and its `Item.gather`.
+    def load(self, medium: Medium) -> Loaded:
+        """The values of a medium, and how they become views and slots.
 
         Raises:
             BadMediaError: it cannot be read.
@@ -109,7 +127,7 @@ class SampleMedia:
         count = self.count(medium.modality)
         sized = transform if isinstance(transform, SizedTransform) else None
         reduction = None if sized is None or self.exact else partial(sized.reduction, num_media=count)
-        loaded, size = load(medium.source, self.where, reduction)
+        loaded, size = load(medium.source, self.where, reduction, self.backdrop)
         try:
             values = transform(loaded) if sized is None else sized(loaded, size, count)
         except MmexpError:
@@ -117,8 +135,9 @@ class SampleMedia:
         except (ValueError, TypeError, OSError) as error:
             raise DataError(f"the {medium.modality} cannot be transformed ({error})", where=self.where) from error
         if not isinstance(transform, ViewsTransform):
-            return values, None, None
-        return values, transform.num_views(size, count), transform.gather(size, count)
+            return Loaded(values)
+        slots = transform.gather(size, count), transform.blend(size, count)
+        return Loaded(values, transform.num_views(size, count), *slots)
 
     def window(self, number: int) -> Box:
         """What the view of a medium shows, by its number in reading order, in shares of the picture.

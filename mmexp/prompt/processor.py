@@ -14,6 +14,7 @@ from mmexp.prompt.image import BadMediaError
 from mmexp.prompt.media import SampleMedia, SlotRule
 from mmexp.prompt.template import ChatTemplate
 from mmexp.prompt.tokenizer import SegmentTokenizer
+from mmexp.prompt.transparency import Colour
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +58,8 @@ class Processor:
     exact: bool = False
     """Whether every JPEG is decoded whole, also where a smaller one would do. How a picture is resized is a matter of
     its transform."""
+    backdrop: Colour | None = None
+    """What lies under transparent pixels, red, green and blue; None shows the colour hidden under them."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError when the tokenizer lacks a control token of the template."""
@@ -137,7 +140,7 @@ class Processor:
         return self._reader(sample).window(medium) if self.box_frame == "view" else WHOLE
 
     def _reader(self, sample: Sample) -> SampleMedia:
-        return SampleMedia(sample.turns, describe(sample), self.transforms, self.exact)
+        return SampleMedia(sample.turns, describe(sample), self.transforms, self.exact, self.backdrop)
 
     def _encode(
         self, turns: Sequence[Turn], sample: Sample, reader: SampleMedia, generation_prompt: bool = False
@@ -182,19 +185,13 @@ class Processor:
 
 
 def _load(media: Sequence[Medium], reader: SampleMedia) -> dict[str, Any]:
-    """`media`, `views` and `gather` of an item."""
-    values: dict[str, tuple[Tensor, ...]] = {}
-    views: dict[str, tuple[int, ...]] = {}
-    gather: dict[str, tuple[Tensor, ...]] = {}
+    """`media`, `views`, `gather` and `blend` of an item."""
+    found: dict[str, dict[str, tuple[Any, ...]]] = {"media": {}, "views": {}, "gather": {}, "blend": {}}
     for medium in media:
-        value, num_views, order = reader.load(medium)
-        name = medium.modality
-        values[name] = (*values.get(name, ()), value)
-        if num_views is not None:
-            views[name] = (*views.get(name, ()), num_views)
-        if order is not None:
-            gather[name] = (*gather.get(name, ()), order)
-    return {"media": values, "views": views, "gather": gather}
+        for by_modality, value in zip(found.values(), reader.load(medium), strict=True):
+            if value is not None:
+                by_modality[medium.modality] = (*by_modality.get(medium.modality, ()), value)
+    return found
 
 
 def describe(sample: Sample) -> str:

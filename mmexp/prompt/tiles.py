@@ -85,14 +85,21 @@ class AnyRes:
     """Whether soft tokens of the padding are left out."""
     newline: bool = True
     """Whether a learned vector ends every row of soft tokens."""
+    max_views: int | None = None
+    """`anyres_max_N` of LLaVA-OneVision: a canvas with more soft tokens than so many views have (by a factor above
+    1.1 a side) is shrunk to as many, bilinearly; null for no limit. The view of the whole is not counted."""
 
     def __post_init__(self) -> None:
+        if self.max_views is not None and self.max_views < 1:
+            raise ConfigError(f"{self.max_views}", expected="at least 1, or null for no limit",
+                              where="processor.anyres.max_views")  # fmt: skip
         if not self.grids or any(min(grid) < 1 for grid in self.grids):
             raise ConfigError(f"{list(self.grids)}", expected="at least one grid of [columns, rows], each 1 or more",
                               where="processor.anyres.grids")  # fmt: skip
 
     def __str__(self) -> str:
-        return "anyres on grids of " + ", ".join(f"{columns} x {rows}" for columns, rows in self.grids)
+        limit = f", at most the soft tokens of {self.max_views} views" if self.max_views else ""
+        return "anyres on grids of " + ", ".join(f"{columns} x {rows}" for columns, rows in self.grids) + limit
 
     def cut(self, size: Size, tile_px: int, num_media: int = 1) -> Cut | None:
         """The canvas that keeps most of the picture's pixels, then wastes least; None for a single padded view, which
@@ -126,6 +133,16 @@ class AnyRes:
             return range(across), range(cut, down - cut)
         cut = (across - int(width * (down / height))) // 2
         return range(cut, across - cut), range(down)
+
+    def shrunk(self, kept: Grid, soft_grid: Grid) -> Grid:
+        """Columns and rows of soft tokens in the text, for so many that are not padding.
+
+        Source: LLaVA-VL/LLaVA-NeXT llava/model/llava_arch.py, and transformers' llava_onevision, which agree.
+        """
+        if self.max_views is None:
+            return kept
+        times = math.sqrt(kept[0] * kept[1] / (self.max_views * soft_grid[1] ** 2))
+        return kept if times <= 1.1 else (max(int(kept[0] // times), 1), max(int(kept[1] // times), 1))
 
 
 @lru_cache(maxsize=64)

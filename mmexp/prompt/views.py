@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mmexp.contracts import Box, Size
+from mmexp.prompt.shrink import alone, shrink
 from mmexp.prompt.tiles import AnyRes, Cut, DynamicTiles, Grid
 
 if TYPE_CHECKING:
@@ -69,30 +70,53 @@ class TiledTransform:
             return self.num_soft_tokens * (1 if cut is None else cut.num_views)
         if cut is None:
             return self.num_soft_tokens + rule.newline
-        columns, rows = rule.rows(size, cut.grid, self.soft_grid)
-        return self.num_soft_tokens + len(rows) * (len(columns) + rule.newline)
+        kept = tuple(map(len, rule.rows(size, cut.grid, self.soft_grid)))
+        columns, rows = rule.shrunk((kept[0], kept[1]), self.soft_grid)
+        return self.num_soft_tokens + rows * (columns + rule.newline)
 
     def gather(self, size: Size, num_media: int = 1) -> Tensor | None:
         """int64[slots, 2]: view and place of the soft token in each slot, place -1 for the end of a row; None when the
-        soft tokens of all views stand in order."""
+        soft tokens of all views stand in order. Where `blend` is not None, int64[slots, 4, 2]."""
+        found = self._arranged(size, num_media)
+        return None if found is None else found[0]
+
+    def blend(self, size: Size, num_media: int = 1) -> Tensor | None:
+        """float32[slots, 4], the share of each soft token in its slot; None where every slot holds one."""
+        found = self._arranged(size, num_media)
+        return None if found is None else found[1]
+
+    def _arranged(self, size: Size, num_media: int) -> tuple[Tensor, Tensor | None] | None:
+        """`gather` and `blend`."""
         import torch
 
         rule, cut = self.tiling, self._cut(size, num_media)
         if isinstance(rule, DynamicTiles) or self.soft_grid is None:
             return None
         places = torch.arange(self.num_soft_tokens)
-        whole = torch.stack([torch.zeros_like(places), places], 1)
-        end = torch.tensor([[0, -1]])
+        whole, end = torch.stack([torch.zeros_like(places), places], 1), torch.tensor([[0, -1]])
         if cut is None:
-            return torch.cat([whole, end]) if rule.newline else whole
-        columns, rows = (torch.arange(one.start, one.stop) for one in rule.rows(size, cut.grid, self.soft_grid))
+            found = torch.cat([whole, end]) if rule.newline else whole
+            return (found, None) if rule.max_views is None else alone(found)
+        columns, rows = rule.rows(size, cut.grid, self.soft_grid)
+        canvas = self._canvas(torch.arange(columns.start, columns.stop), torch.arange(rows.start, rows.stop), cut.grid)
+        ends = end.expand(len(rows), 1, 2) if rule.newline else end[:0].expand(len(rows), 0, 2)
+        if rule.max_views is None:
+            return torch.cat([whole, torch.cat([canvas, ends], 1).flatten(0, 1)]), None
+        new = rule.shrunk((len(columns), len(rows)), self.soft_grid)
+        mixed = alone(canvas) if new == (len(columns), len(rows)) else shrink(canvas, new)
+        pieces = zip(mixed, alone(ends[: new[1]]), strict=True)
+        lines = [torch.cat(pair, 1).flatten(0, 1) for pair in pieces]
+        gather, blend = (torch.cat(pair) for pair in zip(alone(whole), lines, strict=True))
+        return gather, blend
+
+    def _canvas(self, columns: Tensor, rows: Tensor, grid: Grid) -> Tensor:
+        """int64[rows, columns, 2], view and place of each soft token of the canvas."""
+        import torch
+
+        assert self.soft_grid is not None
         across, down = self.soft_grid
-        view = 1 + (rows // down)[:, None] * cut.grid[0] + (columns // across)[None]
-        place = (rows % down)[:, None] * across + (columns % across)[None]
-        lines = torch.stack([view, place], 2)
-        if rule.newline:
-            lines = torch.cat([lines, end.expand(len(rows), 1, 2)], 1)
-        return torch.cat([whole, lines.flatten(0, 1)])
+        view = 1 + (rows // down)[:, None] * grid[0] + (columns // across)[None]
+        return torch.stack([view, (rows % down)[:, None] * across + (columns % across)[None]], 2)
 
     def window(self, size: Size, num_media: int = 1) -> Box:
         """The frame that boxes are written in: the whole picture, or the padded square of a single view."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -42,6 +43,15 @@ def test_cut_turns_are_counted():
     one = make_sample("c")
     long = Sample(id="c", turns=one.turns + make_sample("d", "x" * 99).turns)
     assert preflight(Samples([long]), make_processor()).num_cut == 1
+
+
+def test_rows_with_shortened_answers_are_counted_and_told():
+    base = make_processor()
+    limited = replace(base, template=replace(base.template, max_answer_tokens=4))
+    report = preflight(Samples([make_sample("a", "y" * 9), make_sample("b", "y")]), limited)
+    assert (report.num_cut, report.num_cut_answers) == (0, 1)
+    assert report.cuts() == "of 2 rows looked at 1 lose part of an answer (template.max_answer_tokens)"
+    assert preflight(mixed(3), base).cuts() == ""
 
 
 def test_row_without_answer_and_missing_file_are_found_beyond_the_tokenised_ones(tmp_path):

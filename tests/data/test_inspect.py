@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,18 +68,22 @@ def test_every_kind_of_problem_is_found_once(picture: Callable[[str], Path], tmp
         sample("mute", picture("mute"), question="u", answers=("",)),
         sample("long", picture("long"), question="l" * 99),
         sample("cut", picture("cut"), question="c", answers=("yes", "no" * 40)),
+        sample("clipped", None, question="p", answers=("y" * 52,)),
         sample("again", picture("f3"), question="q3"),
         sample("fine4", picture("same id"), question="i"),
         sample("leaks", copy, question="k"),
         sample("leaks too", None, question="only words"),
         Sample(id="unasked", dataset="demo", turns=rows[0].turns[1:]),
     ]
-    report = inspect_data(Samples(rows), make_processor(), against=[other])
+    base = make_processor()
+    limited = replace(base, template=replace(base.template, max_answer_tokens=45))
+    report = inspect_data(Samples(rows), limited, against=[other])
     assert kinds(report) == {
         "media": ["damaged", "missing"],
         "no_supervision": ["mute"],
         "too_long": ["long"],
         "cut": ["cut"],
+        "cut_answer": ["clipped"],
         "duplicate": ["again"],
         "same_id": ["fine4"],
         "leak": ["leaks", "leaks too"],

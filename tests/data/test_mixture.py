@@ -13,6 +13,7 @@ from mmexp.data.hints import word_hints
 from mmexp.data.mixture import Mixture, Part
 from mmexp.data.subset import choose
 from mmexp.errors import ConfigError, DataError
+from mmexp.present_data import mixture_rows
 from tests.data.samples import Samples, make_sample, mixed
 
 TARGETS = frozenset({"mmexp.data.MixtureConfig", "mmexp.data.LlavaJsonConfig"})
@@ -149,6 +150,28 @@ def test_errors_name_the_part(tmp_path):
     assert str(error.value) == "data.parts.bad: file.json: row 3: a hole"
     with pytest.raises(DataError, match=r"data\.parts\.lost: .*does not exist"):
         MixtureConfig(parts={"lost": PartConfig(data=LlavaJsonConfig(path=str(tmp_path / "no.json")))}).build()
+
+
+def test_doctor_lists_parts_with_rows_and_shares_and_renders_nothing(tmp_path):
+    class Never:
+        def prepare(self):
+            raise AssertionError("rendered")
+
+    def part(name, count, **changes):
+        file = write(tmp_path, f"{name}.json", count) if count else str(tmp_path / f"{name}.json")
+        return PartConfig(data=LlavaJsonConfig(path=file, prepare=Never()), **changes)
+
+    config = MixtureConfig(parts={"a": part("a", 4), "b": part("b", 16, subset="first:9")}, mixing="sqrt")
+    rows, errors = mixture_rows(config)
+    assert not errors
+    assert [(row["part"], row["rows"], row["share"], row["of an epoch"]) for row in rows] == [
+        ("a", "4", "40.0%", "5"),
+        ("b", "9", "60.0%", "8"),
+    ]
+    assert rows[1]["subset"] == "first:9"
+    rows, errors = mixture_rows(MixtureConfig(parts={"a": part("a", 4), "gone": part("gone", 0)}))
+    assert [(row["rows"], row["share"]) for row in rows] == [("4", "?"), ("not read", "?")]
+    assert errors[0].where.startswith("data.parts.gone")
 
 
 def test_fingerprint_and_identity_see_what_matters():

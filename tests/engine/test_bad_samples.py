@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,18 @@ def test_bad_samples_are_left_out_and_listed_once(make_job: Make, damaged: Path)
     assert found["r5"]["dataset"] == damaged.stem
     lines = (job.run.path / "metrics.jsonl").read_text().splitlines()
     assert sum(json.loads(line).get("data/dropped/bad_media", 0) for line in lines[-1:]) >= 4
+
+
+def test_answers_that_the_template_shortens_are_counted_and_told(make_job: Make, caplog) -> None:
+    job = make_job("short", max_steps=4)
+    job = replace(job, plan=replace(job.plan, template=replace(job.plan.template, max_answer_tokens=2)))
+    caplog.set_level("WARNING", logger="mmexp")
+    fit(job, lambda table: None)
+    lines = [json.loads(line) for line in (job.run.path / "metrics.jsonl").read_text().splitlines()]
+    counts = [line["data/cut_answer_tokens"] for line in lines]
+    assert 0 < counts[0] < counts[-1] == job.run.manifest()["num_cut_answer_tokens"]
+    assert "data/dropped_turns" not in lines[-1]
+    assert "lose part of an answer (template.max_answer_tokens)" in caplog.text
 
 
 def test_above_the_cap_the_run_stops_before_it_trains_and_has_the_list(make_job: Make, damaged: Path) -> None:

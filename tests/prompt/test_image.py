@@ -107,6 +107,44 @@ def test_palette_with_transparency():
     assert np.array_equal(pixels(encoded(image, "GIF", transparency=3)), expected)
 
 
+ALPHA = np.tile(np.linspace(0, 255, 48).astype(np.uint8), (24, 1))
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (10, 200, 30)])
+def test_transparent_pixels_over_a_backdrop(colour):
+    share = ALPHA[..., None] / 255
+    expected = RAMP * share + np.asarray(colour) * (1 - share)
+    for image in (Image.fromarray(np.dstack([RAMP, ALPHA])), Image.fromarray(np.dstack([RAMP, ALPHA])).convert("RGBa")):
+        assert np.abs(np.asarray(load_image(image, backdrop=colour)).astype(int) - expected).max() <= 2
+    grey = Image.fromarray(np.dstack([GREY, ALPHA]))
+    found = np.asarray(load_image(encoded(grey), backdrop=colour)).astype(int)
+    assert np.abs(found - (GREY[..., None] * share + np.asarray(colour) * (1 - share))).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_transparent_palette_entry_over_a_backdrop(kind):
+    image = Image.fromarray(RAMP).quantize(64)
+    hidden = np.asarray(image) == 3
+    found = np.asarray(load_image(encoded(image, kind, transparency=3), backdrop=(1, 2, 3)))
+    assert hidden.any()
+    assert (found[hidden] == (1, 2, 3)).all()
+    assert np.array_equal(found[~hidden], np.asarray(image.convert("RGB"))[~hidden])
+
+
+def test_transparent_colour_of_opaque_modes_over_a_backdrop():
+    colour = tuple(int(value) for value in RAMP[5, 7])
+    found = np.asarray(load_image(encoded(Image.fromarray(RAMP), transparency=colour), backdrop=(9, 9, 9)))
+    assert found[5, 7].tolist() == [9, 9, 9]
+    assert np.array_equal(np.delete(found[5], 7, 0), np.delete(RAMP[5], 7, 0))
+    found = np.asarray(load_image(encoded(Image.fromarray(GREY), transparency=int(GREY[5, 7])), backdrop=(9, 8, 7)))
+    assert found[5, 7].tolist() == [9, 8, 7]
+
+
+def test_a_backdrop_changes_no_opaque_picture():
+    for image in (Image.fromarray(RAMP), Image.fromarray(GREY), Image.fromarray(RAMP).quantize(64)):
+        assert np.array_equal(np.asarray(load_image(image, backdrop=(1, 2, 3))), np.asarray(load_image(image)))
+
+
 def test_sixteen_bit_colour_keeps_its_high_byte():
     """Written by hand: Pillow reads such files but does not write them."""
     deep = (RAMP.astype(np.uint16) * 256 + 77).astype(">u2")

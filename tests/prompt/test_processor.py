@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +53,15 @@ def test_item_of_two_pictures():
     assert item.meta == {"type": "colour"}
     supervised = item.labels != IGNORE
     assert torch.equal(item.labels[supervised], item.input_ids[supervised])
+
+
+def test_transparent_pixels_lie_over_the_backdrop_in_training_and_in_prompts():
+    clear = Image.new("RGBA", (4, 3), (7, 7, 7, 0))
+    seen = replace(processor(), transforms={"image": lambda image: torch.tensor(image.getpixel((0, 0)))})
+    for made, colour in ((seen, [7, 7, 7]), (replace(seen, backdrop=(255, 250, 0)), [255, 250, 0])):
+        asked = sample((clear, "q"), "answer")
+        assert made.encode(asked).media["image"][0].tolist() == colour
+        assert made.encode_prompt(asked.turns[:1], id="p").media["image"][0].tolist() == colour
 
 
 def test_prompt_is_a_prefix_of_training():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -217,6 +218,61 @@ def test_arranged_soft_tokens_are_those_of_transformers(width, height):
     assert torch.equal(arrange(soft, transform.gather(size), newline), packed[0])
 
 
+ONEVISION = AnyRes(grids=tuple((a, b) for a in range(1, 7) for b in range(1, 7)), max_views=9)
+
+
+@pytest.mark.parametrize(
+    ("size", "slots"),
+    [((384, 384), 1485), ((768, 768), 729 + 54 * 55), ((2304, 2304), 729 + 81 * 82), ((1920, 1080), 729 + 60 * 109)],
+)
+def test_counts_of_llava_onevision(size, slots):
+    """36 grids of 384, 27 x 27 soft tokens a view: never many more than those of nine views and the whole."""
+    assert tiled(ONEVISION, 384, 729, 27).num_slots(size) == slots
+
+
+@settings(max_examples=60, deadline=None)
+@given(width=SIDES, height=SIDES, most=st.sampled_from([1, 2, 9]))
+def test_shrunk_soft_tokens_are_those_of_transformers(width, height, most):
+    from transformers.models.llava_onevision import modeling_llava_onevision as theirs
+
+    from mmexp.model.splice import arrange
+
+    rule, size = replace(ONEVISION, max_views=most), (width, height)
+    transform = tiled(rule, 56, 16, 4)
+    columns, rows = rule.cut(size, 56).grid
+    products = (height * (columns * 4 / width), width * (rows * 4 / height))
+    kept = tuple(map(len, rule.rows(size, (columns, rows), (4, 4))))
+    is_thin = min(side // max(math.sqrt(kept[0] * kept[1] / (most * 16)), 1) for side in kept) < 1
+    if is_thin or any(int(product) != int(round(product, 7)) for product in products):
+        return
+    soft = torch.randn(1 + columns * rows, 16, 5, generator=torch.Generator().manual_seed(width))
+    newline = torch.full((5,), -7.0)
+    config = SimpleNamespace(
+        vision_config=SimpleNamespace(image_size=56, patch_size=14),
+        image_grid_pinpoints=[[r * 56, c * 56] for c, r in rule.grids],
+    )
+    packed, lengths = theirs.LlavaOnevisionModel.pack_image_features(
+        SimpleNamespace(config=config), [soft], torch.tensor([[height, width]]), newline, f"anyres_max_{most}"
+    )
+    assert lengths.tolist() == [transform.num_slots(size)]
+    arranged = arrange(soft, transform.gather(size), newline, transform.blend(size))
+    torch.testing.assert_close(arranged, packed[0], atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(width=SIDES, height=SIDES, num_media=st.sampled_from([1, 3]), newline=st.booleans())
+def test_shares_of_a_slot_make_a_whole(width, height, num_media, newline):
+    transform = tiled(replace(ONEVISION, max_views=2, newline=newline), 28, 4, 2)
+    size = (width, height)
+    gather, blend = transform.gather(size, num_media), transform.blend(size, num_media)
+    slots = transform.num_slots(size, num_media)
+    assert gather.shape == (slots, 4, 2)
+    assert blend.shape == (slots, 4)
+    torch.testing.assert_close(blend.sum(1), torch.ones(slots))
+    assert (gather[:, 0, 1] >= 0).all() or newline
+    assert tiled(AnyRes(), 28, 4, 2).blend(size) is None
+
+
 def test_pictures_of_one_conversation_share_the_tiles():
     """InternVL: the budget is max(1, 12 // pictures). LLaVA-NeXT: one padded view each, with one row end."""
     assert INTERNVL[12].num_views((800, 600), num_media=2) <= 6 + 1
@@ -233,6 +289,7 @@ def test_pictures_of_one_conversation_share_the_tiles():
         (lambda: DynamicTiles(min_tiles=0), "processor.tiles"),
         (lambda: AnyRes(grids=()), "processor.anyres.grids"),
         (lambda: AnyRes(grids=((0, 2),)), "processor.anyres.grids"),
+        (lambda: AnyRes(max_views=0), "processor.anyres.max_views"),
     ],
 )
 def test_impossible_settings_are_refused(make, where):
