@@ -58,7 +58,7 @@ class _Gathered(torch.autograd.Function):
         return _all_gather(tensor)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = torch.stack(gradients)
         distributed.all_reduce(total)
         return total[distributed.get_rank()]

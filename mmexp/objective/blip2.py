@@ -107,6 +107,7 @@ class Blip2Represent(nn.Module):
         doubt = torch.zeros(2, *same.shape, device=ids.device)
         seen, memory = qformer.look(features) if self.config.itc or self.config.itg else (None, None)
         if self.config.itc:
+            assert seen is not None
             doubt = self._similarities(self._project_image(seen), self.embed_text(model, ids, mask))
             sums["itc"], counts["itc"] = self._contrast(doubt, same), len(ids)
             report |= {"temp": self.temp.detach(), "itc_accuracy": hits(doubt.detach(), first)}
