@@ -37,9 +37,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     places = [("LLaVA-Pretrain", "blip_laion_cc_sbu_558k.json", pretrain), (".", "llava_v1_5_mix665k.json", instruct)]
     for folder, name, records in places:
         base = root / "data" / folder
+        pictures = base / "images" if folder == "LLaVA-Pretrain" else base
         for image in {record["image"] for record in records}:
-            (base / image).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(photos / image, base / image)
+            (pictures / image).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(photos / image, pictures / image)
         (base / name).write_text(json.dumps(records), encoding="utf-8")
     return root
 
