@@ -15,6 +15,11 @@ from mmexp.config.names import listing, nearest
 from mmexp.config.paths import groups
 from mmexp.errors import ConfigError, MmexpError
 
+PARTS_OF_PUBLISHED_SIZE = ("encoder", "llm")
+"""Groups in which a choice says how large a run is meant to be."""
+LAPTOP_PARTS = ("shapes_", "tiny", "none")
+"""How the choices in these groups begin that belong to no published size."""
+
 
 @dataclass(frozen=True)
 class CommandLine:
@@ -25,7 +30,7 @@ class CommandLine:
     errors: list[MmexpError] = field(default_factory=list)
     """One for each that is not."""
     has_default_scale: bool = False
-    """Whether `scale=paper` was added, because a recipe was given without a scale (ADR 1)."""
+    """Whether `scale=paper` was added, because a recipe or a published part was given without a scale (ADR 1)."""
 
 
 def understand(texts: Sequence[str], config_name: str, folders: Sequence[Path]) -> CommandLine:
@@ -40,20 +45,26 @@ def understand(texts: Sequence[str], config_name: str, folders: Sequence[Path]) 
     top = top_level_keys(config_name, folders)
     good: list[str] = []
     errors: list[MmexpError] = []
-    names: set[str] = set()
+    given: dict[str, list[str]] = {}
     for text in texts:
         override = _parse(text, known, errors)
         if override is None:
             continue
         if override.type == OverrideType.CHANGE and override.value() is None and known.get(override.key_or_group) == []:
             continue  # a group without choices is off already
-        names |= {override.key_or_group} if override.value() is not None else set()
+        if override.value() is not None:
+            given[override.key_or_group] = _choices(override)
         problems = _mistakes(override, known, top)
         errors += problems
         if not problems:
             good.append(_forced(text, override, known))
-    has_default_scale = "scale" in top and "recipe" in names and "scale" not in names
+    has_default_scale = "scale" in top and "scale" not in given and _is_published(given)
     return CommandLine(good + ["scale=paper"] * has_default_scale, errors, has_default_scale)
+
+
+def _is_published(given: dict[str, list[str]]) -> bool:
+    parts = [name for group in PARTS_OF_PUBLISHED_SIZE for name in given.get(group, [])]
+    return "recipe" in given or any(not name.startswith(LAPTOP_PARTS) for name in parts)
 
 
 def top_level_keys(config_name: str, folders: Sequence[Path]) -> set[str]:
