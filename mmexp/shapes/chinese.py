@@ -9,7 +9,7 @@ from mmexp.shapes.scenes import Scene, Thing
 
 CHINESE_PROMPT = "Generate the caption in Chinese:"
 
-_WORDS = {
+WORDS = {
     "red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "purple": "紫色", "orange": "橙色",
     "white": "白色", "grey": "灰色", "small": "小", "large": "大", "letter": "字母", "digit": "数字",
     "circle": "圆形", "square": "正方形", "triangle": "三角形", "star": "星形", "cross": "十字", "ring": "圆环",
@@ -23,9 +23,9 @@ def chinese_caption(scene: Scene, rng: Random) -> str:
     counted = Counter(_name(thing) for thing in scene.things)
     phrases = [_NUMBERS[number] + name for name, number in counted.items()]
     listed = "和".join(["、".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
-    return rng.choice(_FRAMES).format(listed, background=_WORDS[scene.background])
+    return rng.choice(_FRAMES).format(listed, background=WORDS[scene.background])
 
 
 def _name(thing: Thing) -> str:
-    noun = _WORDS[thing.name] if thing.kind == "shape" else _WORDS[thing.kind] + thing.name
-    return _WORDS[thing.colour] + _WORDS[thing.size] + noun
+    noun = WORDS[thing.name] if thing.kind == "shape" else WORDS[thing.kind] + thing.name
+    return WORDS[thing.colour] + WORDS[thing.size] + noun
