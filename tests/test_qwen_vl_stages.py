@@ -1,4 +1,4 @@
-"""Qwen-VL's three stages as a user runs them, on tiny parts: what trains, what is handed on, what a prompt looks like."""
+"""Qwen-VL's three stages as a user runs them, on tiny parts: what trains, what is handed on, what is written."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ def test_the_laptop_twin_keeps_the_tags_and_takes_the_numbers_that_its_llm_knows
     twin = compose("train", ["recipe=qwen_vl", "stage=qwen_vl/multitask", "scale=shapes"])
     region = experiment(twin).plan.template.region
     assert region.text(_star()) == "<ref>star</ref><box> [0.12, 0.34, 0.56, 0.78]</box>"
-    alone = compose("train", ["template=qwen_vl_base"])
-    assert experiment(alone).checked.parts["template"].region.text(_star()) == "<ref>star</ref><box>(120,340),(560,780)</box>"
+    alone = experiment(compose("train", ["template=qwen_vl_base"])).checked.parts["template"]
+    assert alone.region.text(_star()) == "<ref>star</ref><box>(120,340),(560,780)</box>"
 
 
 def _star() -> Any:

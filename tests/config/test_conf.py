@@ -21,7 +21,18 @@ READERS = {choice for choice in GROUPS["data"] if "path: ???" in (conf_dir() / f
 GIVEN = {choice: ["data.path=rows.json"] for choice in READERS} | {
     "vqa_v2": ["data.path=q.json", "data.annotations=a.json"]
 }
-KINDS = {"align", "instruct", "lora", "represent", "generate", "caption", "retrieve", "finetune", "pretrain", "multitask"}
+KINDS = {
+    "align",
+    "instruct",
+    "lora",
+    "represent",
+    "generate",
+    "caption",
+    "retrieve",
+    "finetune",
+    "pretrain",
+    "multitask",
+}
 QWEN_VL = ("pretrain", "multitask", "instruct")
 BENCHMARKS = {"vqa", "caption", "grounding", "retrieval", "blip2_vqa", "blip2_caption"}
 

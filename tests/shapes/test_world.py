@@ -109,7 +109,10 @@ def test_boxes_as_regions_are_the_same_text_where_the_template_writes_decimals(w
     processor_of = {
         boxes: LlavaJsonConfig(path=str(world / "instruct.json"), boxes=boxes).build() for boxes in ("text", "regions")
     }
-    template, tokenizer = load_template("vicuna_v1"), SegmentTokenizer(AutoTokenizer.from_pretrained(PARTS / "language"))
+    template, tokenizer = (
+        load_template("vicuna_v1"),
+        SegmentTokenizer(AutoTokenizer.from_pretrained(PARTS / "language")),
+    )
     num_regions = 0
     for index in range(20):
         plain, marked = (data[index] for data in processor_of.values())

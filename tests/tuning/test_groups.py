@@ -108,4 +108,5 @@ def test_a_step_moves_early_blocks_less():
     optimizer.step()
     moved = {name: float((p.detach() - before[name]).abs().max()) for name, p in module.named_parameters()}
     for index in range(6):
-        assert moved[f"model.encoder.layers.{index}.mlp.fc1.weight"] == pytest.approx(LR * DECAY ** (6 - index), rel=1e-3)
+        expected = LR * DECAY ** (6 - index)
+        assert moved[f"model.encoder.layers.{index}.mlp.fc1.weight"] == pytest.approx(expected, rel=1e-3)
