@@ -19,8 +19,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Optimizer groups over trained parameters only: per part, matrices with weight decay and the rest without.
 
-    With a decay d of a part with L blocks, block i (from 0) learns with lr * d^(L - i), what comes before the blocks with
-    lr * d^(L + 1), and what comes after them with lr.
+    With a decay d of a part with L blocks, block i (from 0) learns with lr * d^(L - i), what comes before the blocks
+    with lr * d^(L + 1), and what comes after them with lr.
 
     Source: LLaVA `llava_trainer.py` (norms and biases do not decay); BEiT, appendix (layer-wise learning rates).
 
