@@ -97,6 +97,7 @@ class Experiment:
             new_tokens=stage.new_tokens,
             lr=stage.lr,
             lr_by_part=stage.lr_by_part,
+            layer_decay=stage.layer_decay,
             weight_decay=stage.weight_decay,
             warmup_ratio=stage.warmup_ratio,
             grad_clip=stage.grad_clip,

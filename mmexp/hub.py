@@ -22,8 +22,19 @@ _PUBLISHED = Path(__file__).with_name("published.json")
 
 @lru_cache(maxsize=1)
 def published() -> dict[str, dict[str, Any]]:
-    """Hub id -> the fields of its published config.json that matter here, with the tokenizer's special tokens."""
+    """Hub id -> the fields of its published config.json that matter here, with the tokenizer's special tokens.
+
+    Some have `tokens`: how many the tokenizer has, and the special ones, for plans that add further ones.
+    """
     return json.loads(_PUBLISHED.read_text(encoding="utf-8"))
+
+
+def published_ids(path: str, new_tokens: Sequence[str]) -> range | None:
+    """The ids that a published tokenizer gives to those of `new_tokens` that it lacks; None where they are unknown."""
+    card = published().get(path, {}).get("tokens")
+    if card is None:
+        return None
+    return range(card["count"], card["count"] + sum(token not in card["special"] for token in new_tokens))
 
 
 def is_local(path: str) -> bool:
@@ -66,7 +77,7 @@ def read_config(path: str, revision: str | None, where: str) -> dict[str, Any]:
         return json.loads(Path(cached).read_text(encoding="utf-8"))
     if source in published():
         card = published()[source]
-        return {key: value for key, value in card.items() if key != "tokenizer"}
+        return {key: value for key, value in card.items() if key not in ("tokenizer", "tokens")}
     try:
         return json.loads(Path(hf_hub_download(source, "config.json", revision=revision)).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

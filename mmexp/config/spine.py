@@ -149,6 +149,9 @@ class StageConfig:
     """Peak learning rate."""
     lr_by_part: Mapping[str, float] = field(default_factory=dict)
     """Peak learning rates of single parts."""
+    layer_decay: Mapping[str, float] = field(default_factory=dict)
+    """Per part the factor, above 0 and at most 1, of the learning rate from one transformer block to the one before it;
+    what comes before the blocks learns slowest, what comes after them at the part's rate."""
     batch_size: int
     """Samples of one optimizer step over all devices."""
     micro_batch_size: int

@@ -25,9 +25,15 @@ def stage_errors(stage: StageConfig) -> list[MmexpError]:
     """Wrong parts in the policy or the learning rates, numbers out of range, batches that do not divide."""
     errors = _policy_errors(stage.policy)
     errors += [
-        ConfigError(f"no part {name!r}", expected=", ".join(PARTS), where=f"stage.lr_by_part.{name}")
-        for name in stage.lr_by_part
+        ConfigError(f"no part {name!r}", expected=", ".join(PARTS), where=f"stage.{setting}.{name}")
+        for setting in ("lr_by_part", "layer_decay")
+        for name in getattr(stage, setting)
         if name not in PARTS
+    ]
+    errors += [
+        ConfigError(f"{factor}", expected="above 0 and at most 1", where=f"stage.layer_decay.{name}")
+        for name, factor in stage.layer_decay.items()
+        if not 0 < factor <= 1
     ]
     for name, low, high in _RANGES:
         value = getattr(stage, name)

@@ -109,7 +109,9 @@ class MetricsLog(Callback):
         if len(sums) > 1:
             record |= {f"train/loss_{name}": value for name, value in sums.items()}
         record |= {f"train/{name}": float(value) for name, value in report.items()}
-        record |= {f"lr/{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups}
+        for group in trainer.optimizers[0].param_groups:
+            name = f"lr/{group['name'].split('/block')[0]}"  # of the blocks of a part the fastest
+            record[name] = max(record.get(name, 0.0), group["lr"])
         record |= {
             "train/grad_norm": module.last_norm,
             "time/step_s": seconds / steps,

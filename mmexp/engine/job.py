@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,8 @@ class StageJob:
     """Whether rows of new tokens train in a frozen LLM: full or frozen."""
     lr: float
     lr_by_part: Mapping[str, float]
+    layer_decay: Mapping[str, float] = field(default_factory=dict)
+    """Per part the factor of the learning rate from a block to the one before it."""
     weight_decay: float
     warmup_ratio: float
     grad_clip: float | None
@@ -220,6 +222,7 @@ def _recipe(job: StageJob, num_steps: int) -> Recipe:
         new_tokens=job.new_tokens,
         lr=job.lr,
         lr_by_part=job.lr_by_part,
+        layer_decay=job.layer_decay,
         weight_decay=job.weight_decay,
         warmup_ratio=job.warmup_ratio,
         grad_clip=job.grad_clip,

@@ -47,6 +47,8 @@ class Recipe:
     lr: float
     """Peak learning rate."""
     lr_by_part: Mapping[str, float] = field(default_factory=dict)
+    layer_decay: Mapping[str, float] = field(default_factory=dict)
+    """Per part the factor of the learning rate from a block to the one before it."""
     weight_decay: float = 0.0
     warmup_ratio: float = 0.03
     """Share of the steps with rising learning rate."""
@@ -178,7 +180,8 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
-        groups = parameter_groups(self.parts(), recipe.lr, recipe.lr_by_part, recipe.weight_decay)
+        rates = (recipe.lr, recipe.lr_by_part, recipe.weight_decay, recipe.layer_decay)
+        groups = parameter_groups(self.parts(), *rates)
         optimizer, scheduler = self._optim.build(groups, recipe.num_steps, recipe.warmup_ratio)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

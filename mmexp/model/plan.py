@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from mmexp import hub
 from mmexp.contracts import EncoderSpec, LlmSpec
 from mmexp.encoder import ImageTransform
 from mmexp.errors import ConfigError
@@ -185,7 +186,17 @@ class Plan(PromptPlan):
                 where="llm",
                 fix="use the tokenizer that belongs to these weights",
             )
+        ids, published = [tokenizer.control_id(token) for token in tokenizer.new_tokens], self._published_ids
+        if published is not None and ids != list(published):
+            raise ConfigError(f"new tokens get the ids {ids}", expected=f"{list(published)}, as published",
+                              where="llm.tokenizer", fix="name a folder with the tokenizer")  # fmt: skip
         return tokenizer
+
+    @cached_property
+    def _published_ids(self) -> range | None:
+        """Ids of the new tokens by what is known of a published tokenizer; None where nothing is."""
+        source = getattr(self.llm, "tokenizer", None) or getattr(self.llm, "path", "")
+        return hub.published_ids(str(source), self.template.new_tokens)
 
     @cached_property
     def new_ids(self) -> range:
@@ -196,6 +207,8 @@ class Plan(PromptPlan):
         """
         if not self.template.new_tokens:  # known without a tokenizer, which a plan for the doctor may not have
             return range(0)
+        if self._published_ids is not None:
+            return self._published_ids
         ids = [self.tokenizer.control_id(token) for token in self.tokenizer.new_tokens]
         if not ids:
             return range(0)

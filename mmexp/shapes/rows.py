@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from random import Random
 from typing import Any
 
+from mmexp.shapes.chinese import CHINESE_PROMPT, chinese_caption
 from mmexp.shapes.scenes import COMBOS, Scene, draw_scene
 from mmexp.shapes.talk import (
     CAPTION_PROMPTS,
@@ -69,6 +71,11 @@ def align_row(scene: Scene) -> Row:
     return image_row(scene, "align", [(rng.choice(CAPTION_PROMPTS), text)])
 
 
+def chinese_row(scene: Scene) -> Row:
+    """A picture and its caption in Chinese."""
+    return image_row(scene, "align_zh", [(CHINESE_PROMPT, chinese_caption(scene, scene.rng("chinese")))])
+
+
 def talk(scene: Scene, purpose: str, shares: Mapping[str, int]) -> tuple[str, list[Turn]]:
     """A conversation of a kind drawn by lot, with the name of its kind."""
     rng = scene.rng(purpose)
@@ -83,6 +90,18 @@ def instruct_row(scene: Scene) -> Row:
     """A picture and a conversation of some kind about it."""
     name, turns = talk(scene, "instruct", SHARES)
     return image_row(scene, f"instruct-{name}", turns, type=name)
+
+
+def task_places(task: str, count: int) -> range:
+    """Which of `count` training pictures a kind of conversation has to itself, as many as `SHARES` says."""
+    ends = [count * end // sum(SHARES.values()) for end in accumulate(SHARES.values(), initial=0)]
+    place = list(SHARES).index(task)
+    return range(ends[place], ends[place + 1])
+
+
+def task_row(scene: Scene, task: str) -> Row:
+    """A picture and a conversation of this kind about it."""
+    return image_row(scene, task, talk(scene, "task", {task: 1})[1], type=task)
 
 
 CLOSED = {"existence": 2, "comparison": 2, "relation": 4}

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from mmexp.errors import DataError
 from mmexp.shapes.corpora import pair_row
 from mmexp.shapes.render import draw_image
 from mmexp.shapes.rows import (
+    SHARES,
     Row,
     align_row,
     caption_rows,
+    chinese_row,
     grounding_rows,
     image_path,
     instruct_row,
     retrieval_rows,
+    task_places,
+    task_row,
     vqa_rows,
 )
 from mmexp.shapes.scenes import COMBOS, PRETRAIN, draw_scene
@@ -118,14 +123,18 @@ class WorldConfig:
         """Per file the number of its rows and a function that makes them."""
         seed = self.seed
 
-        def simple(make: Callable[..., Row], split: str, count: int) -> tuple[int, Callable[[], Iterator[Row]]]:
-            return count, lambda: (make(draw_scene(seed, split, index)) for index in range(count))
+        def simple(make: Callable[..., Row], split: str, places: range) -> tuple[int, Callable[[], Iterator[Row]]]:
+            return len(places), lambda: (make(draw_scene(seed, split, index)) for index in places)
 
         files = {
-            "represent": simple(align_row, "train", self.align_rows),
-            "align": simple(align_row, "train", self.align_rows),
-            "instruct": simple(instruct_row, "train", self.instruct_rows),
+            "represent": simple(align_row, "train", range(self.align_rows)),
+            "align": simple(align_row, "train", range(self.align_rows)),
+            "align_zh": simple(chinese_row, "train", range(self.align_rows)),
+            "instruct": simple(instruct_row, "train", range(self.instruct_rows)),
         }
+        for task in SHARES:
+            make = partial(task_row, task=task)
+            files[f"task_{task}"] = simple(make, "train", task_places(task, self.instruct_rows))
         for split, share in ((IMAGES, 1), (COMBOS, 2)):
             counts = (self.vqa_per_type, self.caption_rows, self.grounding_rows, self.retrieval_rows)
             vqa, captions, boxes, pairs = (max(count // share, 1) for count in counts)
@@ -134,7 +143,7 @@ class WorldConfig:
             files[f"{split}_grounding"] = boxes, lambda split=split, n=boxes: grounding_rows(seed, split, n)
             files[f"{split}_retrieval"] = pairs, lambda split=split, n=pairs: retrieval_rows(seed, split, n)
         if self.pretrain_pair_rows:
-            files["pretrain_pairs"] = simple(pair_row, PRETRAIN, self.pretrain_pair_rows)
+            files["pretrain_pairs"] = simple(pair_row, PRETRAIN, range(self.pretrain_pair_rows))
         return files
 
     def _stamp(self) -> dict[str, Any]:

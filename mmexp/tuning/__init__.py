@@ -1,7 +1,8 @@
 """What trains, and how: the policy tree, LoRA, and the optimizer's parameter groups."""
 
+from mmexp.tuning.groups import parameter_groups
 from mmexp.tuning.lora import LoraSettings, merge_adapter, save_adapter
-from mmexp.tuning.policy import TrainedPart, apply_policy, describe, parameter_groups
+from mmexp.tuning.policy import TrainedPart, apply_policy, describe
 
 __all__ = [
     "LoraSettings",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from mmexp.config import check, compose, conf_dir, instantiate
 from mmexp.config.paths import groups
+from mmexp.data import MixtureConfig
 
 GROUPS = groups([conf_dir()])
 COMPONENTS = [
@@ -19,7 +21,19 @@ READERS = {choice for choice in GROUPS["data"] if "path: ???" in (conf_dir() / f
 GIVEN = {choice: ["data.path=rows.json"] for choice in READERS} | {
     "vqa_v2": ["data.path=q.json", "data.annotations=a.json"]
 }
-KINDS = {"align", "instruct", "lora", "represent", "generate", "caption", "retrieve", "finetune"}
+KINDS = {
+    "align",
+    "instruct",
+    "lora",
+    "represent",
+    "generate",
+    "caption",
+    "retrieve",
+    "finetune",
+    "pretrain",
+    "multitask",
+}
+QWEN_VL = ("pretrain", "multitask", "instruct")
 BENCHMARKS = {"vqa", "caption", "grounding", "retrieval", "blip2_vqa", "blip2_caption"}
 
 
@@ -52,8 +66,10 @@ def test_every_recipe_stage_and_scale_is_right(recipe: str, stage: str, scale: s
     invocation = compose("train", [f"recipe={recipe}", f"stage={stage}", f"scale={scale}"])
     checked = check(invocation.cfg, invocation.registered)
     assert checked.spine.stage.name.split("_")[-1] in KINDS
-    data = type(getattr(checked.parts["data"], "prepare", None)).__name__
-    assert (data == "WorldConfig") == (scale == "shapes")
+    data = checked.parts["data"]
+    datasets = [part.data for part in data.parts.values()] if isinstance(data, MixtureConfig) else [data]
+    worlds = {type(getattr(dataset, "prepare", None)).__name__ == "WorldConfig" for dataset in datasets}
+    assert worlds == {scale == "shapes"}
 
 
 @pytest.mark.parametrize("recipe", GROUPS["recipe"])
@@ -101,6 +117,30 @@ def test_the_numbers_of_blip2s_first_stage() -> None:
     assert (cfg.stage.lr, cfg.stage.weight_decay, cfg.stage.batch_size) == (1e-4, 0.05, 1680)
     assert (cfg.stage.max_steps, cfg.stage.warmup_ratio, cfg.optim.beta2) == (250_000, 0.008, 0.98)
     assert (cfg.connector.variant, cfg.llm.bos_token, cfg.template.name) == ("full", "[DEC]", "blip2_represent")
+
+
+def test_the_numbers_of_qwen_vl() -> None:
+    """Source: Qwen-VL, table 8 and table 5."""
+    cfgs = [compose("train", ["recipe=qwen_vl", f"stage=qwen_vl/{name}"]).cfg for name in QWEN_VL]
+    stages = [cfg.stage for cfg in cfgs]
+    assert [stage.lr for stage in stages] == [2e-4, 5e-5, 1e-5]
+    assert [cfg.stage.lr * cfg.optim.min_lr_ratio for cfg in cfgs] == pytest.approx([1e-6, 1e-5, 1e-6])
+    assert [stage.max_steps for stage in stages] == [50_000, 19_000, 8_000]
+    assert [math.ceil(stage.max_steps * stage.warmup_ratio) for stage in stages] == [500, 400, 3_000]
+    assert [stage.batch_size for stage in stages] == [30_720, 4_096, 128]
+    assert [stage.get("layer_decay") for stage in stages] == [{"encoder": 0.95}, {"encoder": 0.95}, None]
+    assert {(stage.weight_decay, stage.grad_clip) for stage in stages} == {(0.05, 1.0)}
+    assert {(cfg.optim.beta2, cfg.optim.eps) for cfg in cfgs} == {(0.98, 1e-6)}
+    assert [cfg.encoder.get("image_size_px") for cfg in cfgs] == [None, 448, 448]
+    assert [cfg.processor.max_length_tokens for cfg in cfgs] == [512, 2048, 2048]
+    assert [cfg.template.name for cfg in cfgs] == ["qwen_vl_base", "qwen_vl_base", "qwen_vl"]
+    parts = cfgs[0].data.parts
+    assert sum(part.weight for part in parts.values()) == pytest.approx(1417.4)
+    assert parts.laion_zh.weight / 1417.4 == pytest.approx(0.227, abs=0.003)
+    assert sum(part.weight for part in cfgs[1].data.parts.values()) == pytest.approx(76.8)
+    assert cfgs[1].data.homogeneous
+    twin = compose("train", ["recipe=qwen_vl", "scale=shapes"]).cfg.data.parts
+    assert twin.chinese.weight / (twin.chinese.weight + twin.english.weight) == pytest.approx(0.227)
 
 
 def test_the_command_line_beats_everything() -> None:

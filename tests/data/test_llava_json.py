@@ -7,10 +7,11 @@ import pickle
 
 import pytest
 
+from mmexp.contracts import Region, Text
 from mmexp.data import LlavaJsonConfig
-from mmexp.errors import DataError
+from mmexp.errors import ConfigError, DataError
 from mmexp.prompt import ChatTemplate
-from tests.shared_data import load_rows, shared
+from tests.shared_data import load_rows, load_template, shared
 
 
 def row(human="<image>\nq", image="a.png", **fields):
@@ -182,3 +183,59 @@ def test_a_folder_named_in_root_and_path_counts_once(tmp_path):
     data = build(tmp_path, [row(image="images/1.jpg"), row(image="other/1.jpg")], image_root=str(tmp_path / "images"))
     assert data[0].turns[0].media[0].source == str(tmp_path / "images" / "1.jpg")
     assert data[1].turns[0].media[0].source == str(tmp_path / "images" / "other" / "1.jpg")
+
+
+def boxed(answer="[0.10, 0.20, 0.30, 0.40]", human="<image>\nWhere?"):
+    turns = [{"from": "human", "value": human}, {"from": "gpt", "value": answer}]
+    return row(human, conversations=turns)
+
+
+def test_boxes_become_regions_of_the_picture_before_them(tmp_path):
+    answer = "A cat; red star [0.10, 0.20, 0.30, 0.40] and small ring [0.5, .6, 1, 0.9]. No box: [0.3, 0.2, 0.1, 0.4]"
+    data = build(tmp_path, [boxed(answer, "<image>\nName this: [0.10, 0.20, 0.30, 0.40]!")], boxes="regions")
+    asked, said = data[0].turns
+    star, ring = (0.1, 0.2, 0.3, 0.4), (0.5, 0.6, 1.0, 0.9)
+    assert asked.parts[1:] == (Text(text="\nName this: "), Region(boxes=(star,)), Text(text="!"))
+    assert said.parts == (
+        Text(text="A cat; "),
+        Region(boxes=(star,), phrase="red star"),
+        Text(text=" "),
+        Region(boxes=(ring,), phrase="and small ring"),
+        Text(text=". No box: [0.3, 0.2, 0.1, 0.4]"),
+    )
+
+
+def test_a_box_belongs_to_the_last_picture_and_to_none_before_the_first(tmp_path):
+    turns = [
+        {"from": "human", "value": "Is [0.1, 0.2, 0.3, 0.4] a box? <image> <image>"},
+        {"from": "gpt", "value": "[0.1, 0.2, 0.3, 0.4]"},
+    ]
+    asked, said = build(tmp_path, [row(image=["a.png", "b.png"], conversations=turns)], boxes="regions")[0].turns
+    assert asked.text.startswith("Is [0.1, 0.2, 0.3, 0.4] a box?")
+    assert said.parts == (Region(boxes=((0.1, 0.2, 0.3, 0.4),), medium=1),)
+
+
+def test_boxes_stay_text_unless_asked_and_count_as_another_dataset(tmp_path):
+    plain = build(tmp_path, [boxed()])
+    regions = LlavaJsonConfig(path=str(tmp_path / "data.json"), boxes="regions").build()
+    assert plain[0].turns[1].text == "[0.10, 0.20, 0.30, 0.40]"
+    assert plain.fingerprint != regions.fingerprint
+    assert list(plain.hints()) == list(regions.hints())
+    with pytest.raises(ConfigError, match=r"data\.boxes"):
+        LlavaJsonConfig(path="x", boxes="polygons")
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        ("vicuna_v1", "red star [0.12, 0.34, 0.56, 0.78]"),
+        ("qwen_vl", "<ref>red star</ref><box>(120,340),(560,780)</box>"),
+        ("qwen_vl_base", "<ref>red star</ref><box>(120,340),(560,780)</box>"),
+        ("minigptv2", "<p>red star</p> {<12><34><56><78>}"),
+    ],
+)
+def test_a_template_writes_them_in_its_own_notation(tmp_path, template, written):
+    sample = build(tmp_path, [boxed("red star [0.12, 0.34, 0.56, 0.78]")], boxes="regions")[0]
+    segments = load_template(template).render(sample.turns[:1], generation_prompt=True)
+    answered = load_template(template).render(sample.turns)[len(segments) :]
+    assert written in "".join(segment.text or segment.control or "" for segment in answered)

@@ -137,6 +137,23 @@ def qwen_vl(conversation, tokenizer, system):
     return ids, labels
 
 
+def qwen_vl_base(conversation, tokenizer):
+    """One string after the picture, as the paper's appendix prints it; loss on what stands behind the prompt."""
+    ids, labels = [], []
+    for question, answer in said(conversation):
+        if MARK in question:
+            tags = [tokenizer.convert_tokens_to_ids(tag) for tag in ("<img>", "</img>")]
+            ids += [tags[0], IMAGE, tags[1]]
+            labels += [NONE] * 3
+        asked = question.replace(MARK, "").strip()
+        found = tokenizer(f"{asked} {answer}", add_special_tokens=False, return_offsets_mapping=True)
+        ids += [*found.input_ids, tokenizer.eos_token_id]
+        ends = [end for _, end in found.offset_mapping]
+        labels += [i if end > len(asked) else NONE for i, end in zip(found.input_ids, ends, strict=True)]
+        labels.append(tokenizer.eos_token_id)
+    return ids, labels
+
+
 def internvl(conversation, tokenizer, system, newline):
     """Piece by piece: BOS where the tokenizer has one, a turn, its mark; the answer and its mark carry loss."""
     image = [tokenizer.convert_tokens_to_ids("<img>"), IMAGE, tokenizer.convert_tokens_to_ids("</img>")]

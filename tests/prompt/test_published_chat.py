@@ -166,6 +166,16 @@ def test_qwen_vl():
         assert_equal(ours("qwen", "qwen_vl", turns_of(row)), expected, row)
 
 
+def test_qwen_vl_base():
+    qwen = load_tokenizer("qwen")
+    for row in rows():
+        values = [turn["value"] for turn in row["conversations"]]
+        if any(value.count("<image>") > 1 for value in values):
+            continue
+        expected = published.qwen_vl_base(row["conversations"], qwen)
+        assert_equal(ours("qwen", "qwen_vl_base", turns_of(row)), expected, row)
+
+
 @pytest.mark.parametrize(
     ("template", "tokenizer", "newline"),
     [("internlm2", "internlm2", ""), ("internvl2_5", "internlm2", "\n"), ("internvl2_5", "qwen", "\n")],

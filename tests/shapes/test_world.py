@@ -10,17 +10,26 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
-from mmexp.contracts import Preparable
+import mmexp.shapes
+from mmexp.contracts import Preparable, Region
+from mmexp.data import LlavaJsonConfig
 from mmexp.errors import DataError
-from mmexp.shapes import WorldConfig
+from mmexp.prompt import SegmentTokenizer
+from mmexp.shapes import WorldConfig, draw_scene
+from mmexp.shapes.chinese import WORDS as ZH
 from mmexp.shapes.rows import retrieval_rows
 from mmexp.shapes.world import STAMP
+from tests.shared_data import load_template
 
 EVALUATIONS = [
     f"{split}_{benchmark}" for split in ("heldout_images", "heldout_combos") for benchmark in
     ("vqa", "caption", "grounding", "retrieval")
 ]  # fmt: skip
+
+TASKS = ["task_questions", "task_boxes", "task_caption", "task_detail", "task_chat"]
+PARTS = Path(mmexp.shapes.__file__).parent / "parts"
 
 
 def small(root: Path, **changes: int) -> WorldConfig:
@@ -28,7 +37,7 @@ def small(root: Path, **changes: int) -> WorldConfig:
         WorldConfig(
             root=str(root),
             align_rows=4,
-            instruct_rows=6,
+            instruct_rows=20,
             vqa_per_type=2,
             caption_rows=2,
             grounding_rows=4,
@@ -50,7 +59,7 @@ def rows_of(root: Path, name: str) -> list[dict]:
 
 
 def test_files_and_pictures(world: Path) -> None:
-    names = ["represent", "align", "instruct", "pretrain_pairs", *EVALUATIONS]
+    names = ["represent", "align", "align_zh", "instruct", "pretrain_pairs", *TASKS, *EVALUATIONS]
     assert sorted(path.stem for path in world.glob("*.json")) == sorted([*names, "world"])
     for name in names:
         for row in rows_of(world, name):
@@ -62,6 +71,55 @@ def test_files_and_pictures(world: Path) -> None:
                 assert image.size == (144, 144)
     counts = [len(rows_of(world, name)) for name in EVALUATIONS]
     assert counts == [14, 2, 4, 3, 7, 1, 2, 1]
+
+
+def test_each_task_has_pictures_of_its_own(world: Path) -> None:
+    rows = {name: rows_of(world, name) for name in TASKS}
+    assert [len(found) for found in rows.values()] == [9, 4, 4, 1, 2]
+    assert all(row["type"] == name.removeprefix("task_") for name, found in rows.items() for row in found)
+    pictures = [row["image"] for found in rows.values() for row in found]
+    assert sorted(pictures) == sorted(row["image"] for row in rows_of(world, "instruct"))
+
+
+def test_chinese_captions_say_what_the_english_ones_say(world: Path) -> None:
+    english = {row["image"]: row["conversations"][1]["value"] for row in rows_of(world, "represent")}
+    for row in rows_of(world, "align_zh"):
+        asked, said = (turn["value"] for turn in row["conversations"])
+        assert asked == "<image>\nGenerate the caption in Chinese:"
+        scene = draw_scene(0, "train", int(Path(row["image"]).stem))
+        assert row["image"] in english
+        counts = [sum(t.full == thing.full for t in scene.things) for thing in scene.things]
+        for thing, count in zip(scene.things, counts, strict=True):
+            name = ZH[thing.colour] + ZH[thing.size] + (ZH[thing.name] if thing.kind == "shape" else "")
+            assert (("一", "两", "三", "四")[count - 1] + "个" + name) in said
+
+
+def test_chinese_is_written_in_bytes_by_the_small_tokenizers(world: Path) -> None:
+    """No unknown token, nothing lost; three tokens a character, since the vocabulary has no Chinese word."""
+    said = [row["conversations"][1]["value"] for row in rows_of(world, "align_zh")]
+    words = AutoTokenizer.from_pretrained(PARTS / "language")
+    for text in said:
+        ids = words(text, add_special_tokens=False).input_ids
+        assert words.decode(ids) == text
+        assert words.unk_token_id not in ids
+        assert 2.5 * len(text) < len(ids) <= 3 * len(text)
+
+
+def test_boxes_as_regions_are_the_same_text_where_the_template_writes_decimals(world: Path) -> None:
+    processor_of = {
+        boxes: LlavaJsonConfig(path=str(world / "instruct.json"), boxes=boxes).build() for boxes in ("text", "regions")
+    }
+    template, tokenizer = (
+        load_template("vicuna_v1"),
+        SegmentTokenizer(AutoTokenizer.from_pretrained(PARTS / "language")),
+    )
+    num_regions = 0
+    for index in range(20):
+        plain, marked = (data[index] for data in processor_of.values())
+        num_regions += sum(isinstance(part, Region) for turn in marked.turns for part in turn.parts)
+        one, other = (tokenizer.encode(template.render(s.turns), {"image": 3}) for s in (plain, marked))
+        assert (one.ids, one.supervised) == (other.ids, other.supervised)
+    assert num_regions > 5
 
 
 def test_evaluation_rows_say_what_is_right(world: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from mmexp.contracts import Medium, Role, Sample, Text, Turn
+from mmexp.contracts import Medium, Part, Role, Sample, Text, Turn
+from mmexp.data.readers.boxes import split_boxes
 from mmexp.data.readers.parts import (
     PLACEHOLDER,
     check_marks,
@@ -16,7 +17,7 @@ from mmexp.data.readers.parts import (
     split_marks,
 )
 from mmexp.data.readers.rows import RowsConfig, row_id
-from mmexp.errors import DataError
+from mmexp.errors import ConfigError, DataError
 
 _ROLES: dict[str, Role] = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"
@@ -34,12 +35,22 @@ class LlavaJsonConfig(RowsConfig):
     skipped, as LLaVA's own preprocessing does. Every other field of a row goes to `Sample.meta`.
     """
 
+    boxes: Literal["text", "regions"] = "text"
+    """`regions` makes boxes that stand in the texts, `[0.12, 0.34, 0.56, 0.78]` in shares of the picture before them,
+    regions that the template writes in its own notation; in answers with the words in front as their phrase."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.boxes not in ("text", "regions"):
+            raise ConfigError(f"{self.boxes!r}", expected="text or regions", where="data.boxes")
+
     def parse(self, row: dict[str, Any], number: int) -> Sample:
         _check_row(row, number)
         return self.reread(row, number)
 
     def reread(self, row: dict[str, Any], number: int) -> Sample:
         turns = _turns(row, _images(row))
+        turns = _with_regions(turns) if self.boxes == "regions" else turns
         return Sample(id=row_id(row, number), turns=turns, meta=others(row, "id", "image", "conversations"))
 
     def check(self, row: dict[str, Any], number: int) -> int:
@@ -106,4 +117,18 @@ def _turns(row: dict[str, Any], files: list[str]) -> tuple[Turn, ...]:
         role, value = roles[index], turns[index]["value"]
         said = (Text(text=value),) if value else ()
         made.append(Turn(role=role, parts=split_marks(value, media) if role == "user" else said))
+    return tuple(made)
+
+
+def _with_regions(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The turns with written boxes as regions of the picture before them; before the first picture there are none."""
+    num_media = 0
+    made = []
+    for turn in turns:
+        parts: list[Part] = []
+        for part in turn.parts:
+            num_media += isinstance(part, Medium)
+            written = isinstance(part, Text) and num_media > 0
+            parts += split_boxes(part.text, num_media - 1, turn.role == "assistant") if written else (part,)
+        made.append(Turn(role=turn.role, parts=tuple(parts)))
     return tuple(made)
