@@ -76,6 +76,12 @@ def chinese_row(scene: Scene) -> Row:
     return image_row(scene, "align_zh", [(CHINESE_PROMPT, chinese_caption(scene, scene.rng("chinese")))])
 
 
+def short_row(scene: Scene) -> Row:
+    """A picture and a caption that names no places, as those of COCO."""
+    rng = scene.rng("caption")
+    return image_row(scene, "caption", [(rng.choice(CAPTION_PROMPTS), caption(scene, rng))])
+
+
 def talk(scene: Scene, purpose: str, shares: Mapping[str, int]) -> tuple[str, list[Turn]]:
     """A conversation of a kind drawn by lot, with the name of its kind."""
     rng = scene.rng(purpose)

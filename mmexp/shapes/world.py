@@ -27,6 +27,7 @@ from mmexp.shapes.rows import (
     image_path,
     instruct_row,
     retrieval_rows,
+    short_row,
     task_places,
     task_row,
     vqa_rows,
@@ -127,7 +128,7 @@ class WorldConfig:
             return len(places), lambda: (make(draw_scene(seed, split, index)) for index in places)
 
         files = {
-            "represent": simple(align_row, "train", range(self.align_rows)),
+            "captions": simple(short_row, "train", range(self.align_rows)),
             "align": simple(align_row, "train", range(self.align_rows)),
             "align_zh": simple(chinese_row, "train", range(self.align_rows)),
             "instruct": simple(instruct_row, "train", range(self.instruct_rows)),

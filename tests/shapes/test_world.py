@@ -59,7 +59,7 @@ def rows_of(root: Path, name: str) -> list[dict]:
 
 
 def test_files_and_pictures(world: Path) -> None:
-    names = ["represent", "align", "align_zh", "instruct", "pretrain_pairs", *TASKS, *EVALUATIONS]
+    names = ["captions", "align", "align_zh", "instruct", "pretrain_pairs", *TASKS, *EVALUATIONS]
     assert sorted(path.stem for path in world.glob("*.json")) == sorted([*names, "world"])
     for name in names:
         for row in rows_of(world, name):
@@ -82,7 +82,7 @@ def test_each_task_has_pictures_of_its_own(world: Path) -> None:
 
 
 def test_chinese_captions_say_what_the_english_ones_say(world: Path) -> None:
-    english = {row["image"]: row["conversations"][1]["value"] for row in rows_of(world, "represent")}
+    english = {row["image"]: row["conversations"][1]["value"] for row in rows_of(world, "captions")}
     for row in rows_of(world, "align_zh"):
         asked, said = (turn["value"] for turn in row["conversations"])
         assert asked == "<image>\nGenerate the caption in Chinese:"
