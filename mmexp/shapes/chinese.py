@@ -10,12 +10,13 @@ from mmexp.shapes.scenes import Scene, Thing
 CHINESE_PROMPT = "Generate the caption in Chinese:"
 
 WORDS = {
-    "red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "purple": "紫色", "orange": "橙色",
-    "white": "白色", "grey": "灰色", "small": "小", "large": "大", "letter": "字母", "digit": "数字",
-    "circle": "圆形", "square": "正方形", "triangle": "三角形", "star": "星形", "cross": "十字", "ring": "圆环",
+    "red": "红", "green": "绿", "blue": "蓝", "yellow": "黄", "purple": "紫", "orange": "橙", "white": "白",
+    "grey": "灰", "small": "小", "large": "大", "circle": "圆", "square": "方块", "triangle": "三角", "star": "星",
+    "cross": "十字", "ring": "环", "letter": "字母", "digit": "数字",
 }  # fmt: skip
-_NUMBERS = ("", "一个", "两个", "三个", "四个")
-_FRAMES = ("{}。", "图中有{}。", "{}在{background}的背景上。")
+"""Short ones: the small language parts write Chinese in bytes, three a character."""
+_NUMBERS = ("", "", "两个", "三个", "四个")
+_FRAMES = ("{}。", "图中有{}。", "{background}底上有{}。")
 
 
 def chinese_caption(scene: Scene, rng: Random) -> str:
@@ -28,4 +29,4 @@ def chinese_caption(scene: Scene, rng: Random) -> str:
 
 def _name(thing: Thing) -> str:
     noun = WORDS[thing.name] if thing.kind == "shape" else WORDS[thing.kind] + thing.name
-    return WORDS[thing.colour] + WORDS[thing.size] + noun
+    return WORDS[thing.size] + WORDS[thing.colour] + noun

@@ -90,8 +90,8 @@ def test_chinese_captions_say_what_the_english_ones_say(world: Path) -> None:
         assert row["image"] in english
         counts = [sum(t.full == thing.full for t in scene.things) for thing in scene.things]
         for thing, count in zip(scene.things, counts, strict=True):
-            name = ZH[thing.colour] + ZH[thing.size] + (ZH[thing.name] if thing.kind == "shape" else "")
-            assert (("一", "两", "三", "四")[count - 1] + "个" + name) in said
+            name = ZH[thing.size] + ZH[thing.colour] + (ZH[thing.name] if thing.kind == "shape" else "")
+            assert ("", "两个", "三个", "四个")[count - 1] + name in said
 
 
 def test_chinese_is_written_in_bytes_by_the_small_tokenizers(world: Path) -> None:

@@ -128,7 +128,9 @@ def _with_regions(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
         parts: list[Part] = []
         for part in turn.parts:
             num_media += isinstance(part, Medium)
-            written = isinstance(part, Text) and num_media > 0
-            parts += split_boxes(part.text, num_media - 1, turn.role == "assistant") if written else (part,)
+            if isinstance(part, Text) and num_media:
+                parts += split_boxes(part.text, num_media - 1, turn.role == "assistant")
+            else:
+                parts.append(part)
         made.append(Turn(role=turn.role, parts=tuple(parts)))
     return tuple(made)
