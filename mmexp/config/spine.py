@@ -142,6 +142,8 @@ class StageConfig:
     """Frozen parts whose dropout stays active, for published runs that never put their frozen LLM in eval mode."""
     new_tokens: Literal["full", "frozen"] = "full"
     """Whether the rows of tokens that the template adds train where the policy freezes their LLM."""
+    allow_random_frozen: bool = False
+    """Whether a frozen part may keep random weights, which are otherwise an error; for ablations."""
     init_from: str | tuple[str, ...] | None = None
     """Whose weights come first: a finished run directory, or a checkpoint of LLaVA, LAVIS or MiniGPT-4; several follow
     each other. Null starts from the base weights."""

@@ -37,13 +37,11 @@ class WorkFile:
         self._lock()
         self.entries: dict[int, dict[str, Any]] = {}
         """By row what is known of it."""
-        lines = self._read()
-        if lines:
-            self._require_same(lines[0], settings)
-            for entry in lines[1:]:
-                self._take(entry)
-        else:
-            self._write([{"settings": settings}])
+        try:
+            self._go_on(settings)
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, entries: Sequence[dict[str, Any]]) -> None:
         """Adds to the entries of their rows, here and on the disk."""
@@ -55,6 +53,16 @@ class WorkFile:
     def close(self) -> None:
         """Lets other processes work on it."""
         self._file.close()
+
+    def _go_on(self, settings: Mapping[str, Any]) -> None:
+        """Takes over what stands there, or begins."""
+        lines = self._read()
+        if lines:
+            self._require_same(lines[0], settings)
+            for entry in lines[1:]:
+                self._take(entry)
+        else:
+            self._write([{"settings": settings}])
 
     def _lock(self) -> None:
         try:
