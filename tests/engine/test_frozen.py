@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import save_file
 
 from mmexp.connector import IdentityConfig, MlpConfig, QformerConfig
-from mmexp.encoder import LavisVisionConfig
+from mmexp.encoder import LavisVisionConfig, TinyVisionConfig
 from mmexp.engine import RunDir, StageJob, TrainingModule, save_weights
 from mmexp.engine.job import _recipe
 from mmexp.errors import ConfigError
@@ -79,14 +78,6 @@ def test_a_checkpoint_of_another_program_counts_too(make_job: Callable[..., Stag
     module(make_job(policy=frozen, init_from=(tmp_path / "mm.safetensors",))).configure_model()
 
 
-def test_adapters_do_not_teach_a_random_connector(make_job: Callable[..., StageJob]) -> None:
-    lora = {"encoder": "frozen", "connector": "lora", "llm": "full"}
-    with pytest.raises(ConfigError, match=r"stage\.policy\.connector: .*base_layer"):
-        module(make_job(policy=lora)).configure_model()
-    whole = start(make_job("whole"), "")
-    module(make_job(policy=lora, init_from=(whole,))).configure_model()
-
-
 def test_encoders_from_scratch_are_random_and_loaded_ones_are_not(make_job: Callable[..., StageJob]) -> None:
     encoder = LavisVisionConfig(path="", from_scratch=True, width=24, num_blocks=1, num_heads=2, mlp_width=36,
                                 patch_size_px=4, image_size_px=16)  # fmt: skip
@@ -98,9 +89,7 @@ def test_encoders_from_scratch_are_random_and_loaded_ones_are_not(make_job: Call
 
 def test_a_part_without_weights_cannot_be_random(make_job: Callable[..., StageJob]) -> None:
     job = make_job(policy={"encoder": "frozen", "connector": "frozen", "llm": "full"})
-    encoder = job.plan.inputs["image"].encoder
-    same = replace(encoder, width=job.plan.spec.width) if hasattr(encoder, "width") else encoder
-    made = module(job, IdentityConfig(), same)
+    encoder = TinyVisionConfig(width=job.plan.spec.width)
+    made = module(job, IdentityConfig(), encoder)
     made.configure_model()
     assert not list(made.parts()["connector"].parameters())
-    assert torch.is_grad_enabled()
