@@ -95,6 +95,7 @@ class Experiment:
             lora=LoraSettings(**vars(stage.lora)),
             live_dropout=stage.live_dropout,
             new_tokens=stage.new_tokens,
+            allow_random_frozen=stage.allow_random_frozen,
             lr=stage.lr,
             lr_by_part=stage.lr_by_part,
             layer_decay=stage.layer_decay,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmexp.data import MixtureConfig
+from mmexp.data.caption import REFUSED
+from mmexp.data.flaws import FLAWS
 from mmexp.data.inspect import KINDS, Inspection, Problem
 from mmexp.data.mixture import Part
 from mmexp.errors import MmexpError
@@ -157,3 +159,14 @@ def _size(num_bytes: int) -> str:
         if num_bytes >= factor:
             return f"{num_bytes / factor:.1f} {unit}"
     return f"{num_bytes / 1e3:.0f} kB"
+
+
+def caption_rows(report: Mapping[str, Any]) -> Rows:
+    """The report of `mmexp.data caption`: one line a figure, and one for each flaw and reason with its meaning."""
+    meanings = FLAWS | REFUSED
+    rows = [{"what": name.replace("_", " "), "rows": value, "meaning": ""} for name, value in report.items()
+            if isinstance(value, int)]  # fmt: skip
+    for group in ("flagged", "rejected"):
+        rows += [{"what": f"{group}: {name}", "rows": count, "meaning": meanings[name]}
+                 for name, count in report[group].items()]  # fmt: skip
+    return rows

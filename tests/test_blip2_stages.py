@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +154,35 @@ def test_the_second_stage_takes_what_it_needs_and_lists_the_rest(
     assert done.model is not None
     handed = load_file(run_of(folder, "align", "three") / "weights" / "connector.safetensors")
     assert handed.keys() == own.keys()
+
+
+def test_the_exported_queries_start_a_stage(first: Path, folder: Path) -> None:
+    """As a part of the shapes world ships: half precision, without text, and a start like any other."""
+    from mmexp.assemble import experiment
+
+    root = Path(__file__).parents[1]
+    line = [sys.executable, "experiments/export_parts.py", str(first), str(folder / "part")]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(line, cwd=root, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    exp = experiment(stage_two(folder, "run_id=four", f"stage.init_from={folder}/part"))
+    module = TrainingModule(*_parts(exp), init_from=exp.job(exp.open_run()).init_from)
+    module.configure_model()
+    own = module.parts()["connector"].state_dict()
+    given = load_file(first / "weights" / "connector.safetensors")
+    written = load_file(folder / "part" / "weights" / "connector.safetensors")
+    assert written.keys() == {name for name in own if name.startswith("qformer.")} == module.changed["connector"]
+    assert all(tensor.dtype == torch.float16 for tensor in written.values())
+    assert all(torch.equal(own[name], given[name].half().float()) for name in written)
+
+
+def test_a_twin_may_start_from_a_part() -> None:
+    twin = compose("train", ["recipe=minigpt4", "scale=shapes"]).cfg
+    assert twin.stage.init_from == f"{twin.paths.parts}/qformer"
+    assert twin.stage.policy == {"encoder": "frozen", "connector": {"qformer": "frozen", "proj": "full"},
+                                 "llm": "frozen"}  # fmt: skip
+    assert compose("train", ["recipe=llava15", "scale=shapes"]).cfg.stage.init_from is None
+    assert compose("train", ["recipe=minigpt4", "stage=minigpt4/finetune", "scale=shapes"]).cfg.stage.init_from is None
 
 
 def _parts(exp: Any) -> tuple[Any, ...]:

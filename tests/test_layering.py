@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Room -> what it may import besides itself. A module of the package that is no room is an entry point, and so is the
 `__main__.py` of a room that is also a command."""
-BESIDE_ENTRY_POINTS = {"assemble", "needs", "present", "present_data"}
+BESIDE_ENTRY_POINTS = {"assemble", "captioning", "needs", "present", "present_data"}
 """Modules that entry points share: the composition root, what a recipe needs, and what commands show."""
 ROOT_MODULE = "__version__"
 

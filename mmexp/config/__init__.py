@@ -7,6 +7,7 @@ from mmexp.config.paths import conf_dir, parts_dir
 from mmexp.config.redact import localize, redact, redact_overrides, redact_text
 from mmexp.config.spine import (
     ChatConfig,
+    DataCaptionConfig,
     DataCheckConfig,
     DataConvertConfig,
     DataFetchConfig,
@@ -20,6 +21,7 @@ from mmexp.config.spine import (
 __all__ = [
     "ChatConfig",
     "Checked",
+    "DataCaptionConfig",
     "DataCheckConfig",
     "DataConvertConfig",
     "DataFetchConfig",

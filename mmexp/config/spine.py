@@ -142,6 +142,8 @@ class StageConfig:
     """Frozen parts whose dropout stays active, for published runs that never put their frozen LLM in eval mode."""
     new_tokens: Literal["full", "frozen"] = "full"
     """Whether the rows of tokens that the template adds train where the policy freezes their LLM."""
+    allow_random_frozen: bool = False
+    """Whether a frozen part may keep random weights, which are otherwise an error; for ablations."""
     init_from: str | tuple[str, ...] | None = None
     """Whose weights come first: a finished run directory, or a checkpoint of LLaVA, LAVIS or MiniGPT-4; several follow
     each other. Null starts from the base weights."""
@@ -240,6 +242,57 @@ class DataFetchConfig:
 
     download: bool
     """Whether to download what is missing; false only lists it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCaptionConfig:
+    """What `mmexp.data caption` takes."""
+
+    run: str
+    """Directory of the run that describes."""
+    out: str
+    """New folder, or one that this command began."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Node of the pictures' dataset; none given takes that of the run."""
+    template: Mapping[str, Any]
+    """Node of the chat template that it is asked in."""
+    rewrite: Mapping[str, Any] = field(default_factory=dict)
+    """Node of who rewrites descriptions with flaws; none given leaves them out."""
+    rewrite_all: bool = False
+    """Whether descriptions without a flaw are rewritten too, as the paper did."""
+    limit: int | None
+    """At most this many rows, drawn by `seed`; null takes all."""
+    prompt: str
+    """The first thing that is asked."""
+    continue_prompt: str
+    """Asked where the first answer is short."""
+    min_tokens: int
+    """A first answer with fewer tokens is short."""
+    max_new_tokens: int
+    """Longest answer."""
+    temperature: float
+    """0 always takes the likeliest token."""
+    top_p: float
+    """Sample among the likeliest tokens that together reach this probability."""
+    repetition_penalty: float
+    """Above 1, tokens that were already said become less likely."""
+    batch_size: int
+    """Pictures that are described at once."""
+    seed: int
+    """Seed of the rows and of sampling."""
+    world_seed: int = 0
+    """Which shapes world, where `data=shapes`."""
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    """Folders of the data given here."""
+    stage: Mapping[str, Any] = field(default_factory=dict)
+    """`kind`, for data=shapes."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for numbers out of range."""
+        for name in ("batch_size", "max_new_tokens", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{value}", expected="at least 1", where=name)
 
 
 @dataclass(frozen=True, kw_only=True)

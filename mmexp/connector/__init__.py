@@ -1,6 +1,7 @@
 """Connectors turn patch features into soft tokens of the LLM's width (papers say projector, bridge or adapter)."""
 
 from mmexp.connector.base import ConnectorConfig
+from mmexp.connector.concat import ConcatLinear, ConcatLinearConfig
 from mmexp.connector.mlp import IdentityConfig, MlpConfig
 from mmexp.connector.perceiver import Perceiver, PerceiverConfig
 from mmexp.connector.pool import AveragePool, AveragePoolConfig
@@ -10,6 +11,8 @@ from mmexp.connector.resampler import Resampler, ResamplerConfig
 __all__ = [
     "AveragePool",
     "AveragePoolConfig",
+    "ConcatLinear",
+    "ConcatLinearConfig",
     "ConnectorConfig",
     "IdentityConfig",
     "MlpConfig",

@@ -6,6 +6,7 @@ Names that need torch or Lightning are imported when they are first used, so tha
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mmexp.data.endpoint import EndpointRewriterConfig
 from mmexp.data.mixture import MixtureConfig, PartConfig
 from mmexp.data.readers import (
     AutoConfig,
@@ -30,6 +31,7 @@ from mmexp.data.readers import (
     TextVqaConfig,
     VqaV2Config,
 )
+from mmexp.data.rewrite import LocalRewriterConfig
 
 if TYPE_CHECKING:
     from mmexp.data.check import PreflightReport, preflight, require_trainable
@@ -61,6 +63,7 @@ __all__ = [
     "Columns",
     "DropCounts",
     "Dropped",
+    "EndpointRewriterConfig",
     "GqaConfig",
     "ImageFolderConfig",
     "InstructionsConfig",
@@ -68,6 +71,7 @@ __all__ = [
     "LavisCaptionsConfig",
     "LavisVqaConfig",
     "LlavaJsonConfig",
+    "LocalRewriterConfig",
     "MessagesConfig",
     "MiniGpt4CaptionsConfig",
     "MixtureConfig",

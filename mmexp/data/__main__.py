@@ -1,4 +1,4 @@
-"""Data on the command line: `python -m mmexp.data check|stats|convert|fetch [group=choice ...] [key=value ...]`."""
+"""Data on the command line: `python -m mmexp.data COMMAND [group=choice ...] [key=value ...]`, see `COMMANDS`."""
 
 from __future__ import annotations
 
@@ -92,6 +92,19 @@ def fetch(invocation: Invocation) -> None:
         raise SystemExit(1)
 
 
+def caption(invocation: Invocation) -> None:
+    """Lets a run describe pictures for MiniGPT-4's second stage; again: goes on where it was. See conf/data_caption."""
+    from mmexp.captioning import caption as write_captions
+    from mmexp.engine import console, setup_logging
+    from mmexp.present_data import caption_rows
+    from mmexp.report import plan_table
+
+    setup_logging()
+    report, place = write_captions(invocation)
+    console.print(plan_table(caption_rows(report)))
+    console.print(f"{report['kept']} of {report['rows']} descriptions written to {place}", soft_wrap=True)
+
+
 def _inspect(invocation: Invocation) -> tuple[Inspection, DataCheckConfig]:
     from mmexp.assemble import experiment
     from mmexp.data.inspect import inspect_data
@@ -113,6 +126,7 @@ COMMANDS: dict[str, tuple[Callable[[Invocation], None], str]] = {
     "stats": (stats, "data_check"),
     "convert": (convert, "data_convert"),
     "fetch": (fetch, "data_fetch"),
+    "caption": (caption, "data_caption"),
 }
 """Per command what it does, and its primary configuration."""
 

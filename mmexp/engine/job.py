@@ -61,6 +61,8 @@ class StageJob:
     """Frozen parts whose dropout stays active."""
     new_tokens: str = "full"
     """Whether rows of new tokens train in a frozen LLM: full or frozen."""
+    allow_random_frozen: bool = False
+    """Whether a frozen part may have weights that nothing has loaded."""
     lr: float
     lr_by_part: Mapping[str, float]
     layer_decay: Mapping[str, float] = field(default_factory=dict)
@@ -220,6 +222,7 @@ def _recipe(job: StageJob, num_steps: int) -> Recipe:
         lora=job.lora,
         live_dropout=job.live_dropout,
         new_tokens=job.new_tokens,
+        allow_random_frozen=job.allow_random_frozen,
         lr=job.lr,
         lr_by_part=job.lr_by_part,
         layer_decay=job.layer_decay,

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule
 from mmexp.contracts import Batch, Losses
 from mmexp.engine.chain import Changed, Start, load_starts
 from mmexp.engine.checkpoint import check_state, trained_names
+from mmexp.engine.frozen import require_loaded
 from mmexp.engine.gather import gather_rows
 from mmexp.engine.optim import AdamWCosineConfig, clip_and_check
 from mmexp.errors import DataError
@@ -44,6 +45,8 @@ class Recipe:
     """Frozen parts whose dropout stays active."""
     new_tokens: str = "full"
     """Whether rows of new tokens train in a frozen LLM: full or frozen."""
+    allow_random_frozen: bool = False
+    """Whether a frozen part may have weights that nothing has loaded."""
     lr: float
     """Peak learning rate."""
     lr_by_part: Mapping[str, float] = field(default_factory=dict)
@@ -123,6 +126,8 @@ class TrainingModule(LightningModule):
         self.changed = load_starts(self.parts(), self.init_from)
         recipe = self.recipe
         apply_policy(self.model, recipe.policy, recipe.lora, recipe.live_dropout, recipe.new_tokens)
+        if not recipe.allow_random_frozen:
+            require_loaded(self.plan, self.parts(), self.changed, recipe.policy)
 
     def parts(self) -> dict[str, nn.Module]:
         """Encoder, connector, llm, ... and `objective` when it owns weights."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmexp.connector import QformerConfig, ResamplerConfig
+from mmexp.connector import ConcatLinearConfig, QformerConfig, ResamplerConfig
 from mmexp.contracts import EncoderSpec
 from mmexp.encoder import LavisVisionConfig
 from mmexp.errors import CheckpointError
@@ -83,6 +83,20 @@ def test_a_second_stage_file_and_minigpt4_s_projection_follow_each_other(tmp_pat
     assert load_foreign(mine, tmp_path / "minigpt4.pth") == {"connector": {"proj.weight", "proj.bias"}}
     assert torch.equal(mine["connector"].state_dict()["proj.weight"], torch.ones(8, W))
     assert same(mine["connector"], second["connector"], "qformer.")
+
+
+def test_minigpt4_with_llama2_brings_its_projection(tmp_path: Path) -> None:
+    """No Q-Former there; `ln_vision` is frozen, so the file does not have it either."""
+    encoder = EncoderSpec(width=6, grid=(4, 4), num_prefix=1)
+    mine: dict[str, Any] = {"connector": ConcatLinearConfig().build(encoder, 8)}
+    llama = {"llama_proj.weight": torch.full((8, 24), 0.5), "llama_proj.bias": torch.ones(8),
+             "llama_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}  # fmt: skip
+    torch.save({"model": llama}, tmp_path / "llama2.pth")
+    assert load_foreign(mine, tmp_path / "llama2.pth") == {"connector": {"proj.weight", "proj.bias"}}
+    assert torch.equal(mine["connector"].proj.weight, llama["llama_proj.weight"])
+    torch.save({"model": llama | {"llama_proj.weight": torch.ones(8, W)}}, tmp_path / "vicuna.pth")
+    with pytest.raises(CheckpointError, match=rf"proj\.weight is \(8, {W}\), here \(8, 24\)"):
+        load_foreign(mine, tmp_path / "vicuna.pth")
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

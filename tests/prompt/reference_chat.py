@@ -80,6 +80,16 @@ def minigpt4(conversation, tokenizer, limit, prompt=None):
     return ids + target, [NONE] * len(ids) + target
 
 
+def minigpt4_llama2(conversation, tokenizer, limit, prompt=None):
+    """The same with Llama-2's words; the end symbol is the text </s>, which the slow tokenizer reads as EOS."""
+    question, answer = said(conversation)[0]
+    words = prompt or question.replace(MARK, "").strip()
+    target = [*plain_ids(answer, tokenizer), tokenizer.eos_token_id][:limit]
+    ids = [tokenizer.bos_token_id, *plain_ids("[INST] <Img>", tokenizer), IMAGE]
+    ids += plain_ids(f"</Img> {words} [/INST] ", tokenizer)
+    return ids + target, [NONE] * len(ids) + target
+
+
 def minigpt4_align(caption, tokenizer, limit):
     """BOS, the picture, the caption with a newline, cut."""
     target = plain_ids(f"{caption}\n", tokenizer)[:limit]

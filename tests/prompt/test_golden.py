@@ -21,6 +21,7 @@ CASES = {
     "llama2": ("llama2", [("annotations", "llava_instruct.json", 2), ("text", "mllm_demo_conversations.json", 1)]),
     "mistral": ("llama2", [("annotations", "llava_instruct.json", 2)]),
     "minigpt4": ("llama2", [("annotations", "llava_instruct.json", 3)]),
+    "minigpt4_llama2": ("llama2", [("annotations", "llava_instruct.json", 3)]),
     "minigpt4_align": ("llama2", [("annotations", "llava_pretrain.json", 3)]),
     "minigptv2": ("llama2", [("annotations", "llava_instruct.json", 2)]),
     "blip2_align": ("opt", [("annotations", "llava_pretrain.json", 3)]),

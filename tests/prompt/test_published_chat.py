@@ -86,16 +86,18 @@ def test_mistral():
         assert "".join(shown.split()) == "".join("".join(answers).split())
 
 
-def test_minigpt4_with_the_words_of_the_data():
+@pytest.mark.parametrize("name", ["minigpt4", "minigpt4_llama2"])
+def test_minigpt4_with_the_words_of_the_data(name):
     llama = load_tokenizer("llama2")
     for row in load_rows(*INSTRUCT):
         first = row["conversations"][:2]
-        expected = published.minigpt4(first, llama, 160)
-        assert_equal(ours("llama2", "minigpt4", _turns({"conversations": first}, _images(row))), expected, row)
+        expected = getattr(published, name)(first, llama, 160)
+        assert_equal(ours("llama2", name, _turns({"conversations": first}, _images(row))), expected, row)
 
 
-def test_minigpt4_draws_a_prompt_for_captions():
-    llama, template = load_tokenizer("llama2"), load_template("minigpt4")
+@pytest.mark.parametrize("name", ["minigpt4", "minigpt4_llama2"])
+def test_minigpt4_draws_a_prompt_for_captions(name):
+    llama, template = load_tokenizer("llama2"), load_template(name)
     drawn = set()
     for row in load_rows("annotations", "minigpt4_align.json")["annotations"]:
         key = str(row["image_id"])
@@ -105,8 +107,8 @@ def test_minigpt4_draws_a_prompt_for_captions():
             Turn(role="assistant", parts=(Text(text=row["caption"]),)),
         ]
         exchange = [{"value": "<image>"}, {"value": row["caption"]}]
-        expected = published.minigpt4(exchange, llama, 160, prompt)
-        assert_equal(ours("llama2", "minigpt4", turns, key), expected, {"id": key})
+        expected = getattr(published, name)(exchange, llama, 160, prompt)
+        assert_equal(ours("llama2", name, turns, key), expected, {"id": key})
         drawn.add(prompt)
     assert drawn == set(template.prompts)
 

@@ -138,7 +138,7 @@ def test_joined_text_merges_over_segment_borders(llama):
 
 ALL = [
     *((name, "llama2") for name in ("vicuna_v0", "vicuna_v1", "llava_v1", "plain", "llama2", "mistral")),
-    *((name, "llama2") for name in ("minigpt4", "minigpt4_align", "minigptv2")),
+    *((name, "llama2") for name in ("minigpt4", "minigpt4_llama2", "minigpt4_align", "minigptv2")),
     *((name, "opt") for name in ("blip2_align", "blip2_caption", "blip2_vqa", "vicuna_v1")),
     *((name, "qwen") for name in ("qwen_vl", "qwen25", "chatml", "internvl2_5")),
     *((name, "internlm2") for name in ("internlm2", "internvl2_5", "chatml", "vicuna_v1", "minigptv2")),
