@@ -52,6 +52,32 @@ def stage_errors(stage: StageConfig) -> list[MmexpError]:
     return errors
 
 
+def storage_errors(policy: Mapping[str, Any], llm: Any) -> list[MmexpError]:
+    """What an LLM stored in few bits cannot do: train its own weights, or compute in float16."""
+    storage = getattr(llm, "quantize", "none")
+    if storage == "none":
+        return []
+    errors: list[MmexpError] = [
+        ConfigError(f"full, but llm.quantize={storage}", expected="lora or frozen: weights in few bits cannot train",
+                    where=where, fix="stage.policy.llm=lora, or llm.quantize=none")  # fmt: skip
+        for where in _leaves(policy.get("llm"), "stage.policy.llm", "full")
+    ]
+    if getattr(llm, "dtype", "") == "float16":
+        errors.append(
+            ConfigError(f"float16 with llm.quantize={storage}", expected="bfloat16 or float32, in which small gradients"
+                        " of what lies in front of the LLM, and of adapters, do not vanish", where="llm.dtype",
+                        fix="llm.dtype=bfloat16")  # fmt: skip
+        )
+    return errors
+
+
+def _leaves(tree: Any, where: str, wanted: str) -> list[str]:
+    """Where in a policy tree a leaf stands."""
+    if isinstance(tree, Mapping):
+        return [found for name, leaf in tree.items() for found in _leaves(leaf, f"{where}.{name}", wanted)]
+    return [where] if tree == wanted else []
+
+
 def _policy_errors(policy: Mapping[str, Any]) -> list[MmexpError]:
     errors: list[MmexpError] = []
     for name in policy:

@@ -116,7 +116,9 @@ def save_weights(parts: Mapping[str, nn.Module], policies: Mapping[str, Any], ch
 def _save_tensors(module: nn.Module, names: set[str], part: str, run: RunDir) -> dict[str, Any]:
     state = module.state_dict()
     plain = {name.replace(".base_layer.", "."): name for name in state}
-    tensors = {name: state[plain.get(name, name)].detach().cpu().contiguous() for name in sorted(names)}
+    kept = getattr(module, "originals", {})  # of an LLM that is stored in few bits
+    held = {name: kept[name] if name in kept else state[plain.get(name, name)] for name in sorted(names)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in held.items()}
     require_space(run.weights, sum(t.numel() * t.element_size() for t in tensors.values()))
     file = run.weights / f"{part}.safetensors"
     temporary = file.with_suffix(".tmp")

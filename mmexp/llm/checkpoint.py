@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmexp import hub
 from mmexp.contracts import LlmSpec
 from mmexp.errors import CheckpointError, ConfigError
+from mmexp.llm.quantize import Storage
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -26,6 +27,9 @@ class LlmCheckpoint:
     """Branch, tag or commit of the hub repository."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """How the weights are stored; a part that trains wants float32."""
+    quantize: Storage = "none"
+    """`int8` or `nf4` stores the linear layers in 8 or 4 bit while a stage trains; they are then frozen, or have
+    adapters (`stage.policy.llm`). What is handed on, asked and exported has the precision of `dtype`."""
     from_scratch: bool = False
     """Takes the architecture of `path` (its config.json) with random weights."""
 

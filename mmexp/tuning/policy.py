@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mmexp.errors import ConfigError, MmexpError
-from mmexp.llm import new_rows
+from mmexp.llm import new_rows, num_weights
 from mmexp.tuning.lora import LoraSettings, add_lora
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def describe(
             TrainedPart(
                 name=name,
                 policy=_policy_in_words(module, tree),
-                num_parameters=sum(p.numel() for p in module.parameters()),
+                num_parameters=sum(map(num_weights, module.parameters())),
                 num_trained=trained,
                 lr=lr_by_part.get(name, lr) if trained else 0.0,
             )
