@@ -1,6 +1,6 @@
 """What trains, and how: the policy tree, LoRA, and the optimizer's parameter groups."""
 
-from mmexp.tuning.lora import LoraSettings, merge_adapter, save_adapter
+from mmexp.tuning.lora import LoraSettings, has_adapter, merge_adapter, save_adapter
 from mmexp.tuning.policy import TrainedPart, apply_policy, describe, parameter_groups
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "TrainedPart",
     "apply_policy",
     "describe",
+    "has_adapter",
     "merge_adapter",
     "parameter_groups",
     "save_adapter",
