@@ -47,6 +47,11 @@ _OF_KIND: dict[str, tuple[tuple[str, str], ...]] = {
 }
 LLMS = ("opt", "t5", "llm", "glm", "llama")
 """How LAVIS and its relatives begin the names of a projection (`opt_proj`) and an LLM (`opt_model`)."""
+TEXT_OF_QFORMER = re.compile(
+    r"qformer\.(cls\..*|bert\.embeddings\.(word|position)_embeddings\..*"
+    r"|bert\.encoder\.layer\.\d+\.(intermediate|output)\..*)"
+)
+"""What a Q-Former without text does not have."""
 _BIAS = re.compile(r"(visual_encoder\.blocks\.\d+\.attn\.)(q|v)_bias")
 
 
