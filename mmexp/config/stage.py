@@ -58,15 +58,23 @@ def storage_errors(policy: Mapping[str, Any], llm: Any) -> list[MmexpError]:
     if storage == "none":
         return []
     errors: list[MmexpError] = [
-        ConfigError(f"full, but llm.quantize={storage}", expected="lora or frozen: weights in few bits cannot train",
-                    where=where, fix="stage.policy.llm=lora, or llm.quantize=none")  # fmt: skip
+        ConfigError(
+            f"full, but llm.quantize={storage}",
+            expected="lora or frozen: weights in few bits cannot train",
+            where=where,
+            fix="stage.policy.llm=lora, or llm.quantize=none",
+        )  # fmt: skip
         for where in _leaves(policy.get("llm"), "stage.policy.llm", "full")
     ]
     if getattr(llm, "dtype", "") == "float16":
         errors.append(
-            ConfigError(f"float16 with llm.quantize={storage}", expected="bfloat16 or float32, in which small gradients"
-                        " of what lies in front of the LLM, and of adapters, do not vanish", where="llm.dtype",
-                        fix="llm.dtype=bfloat16")  # fmt: skip
+            ConfigError(
+                f"float16 with llm.quantize={storage}",
+                expected="bfloat16 or float32, in which small gradients"
+                " of what lies in front of the LLM, and of adapters, do not vanish",
+                where="llm.dtype",
+                fix="llm.dtype=bfloat16",
+            )  # fmt: skip
         )
     return errors
 

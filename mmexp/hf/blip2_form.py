@@ -112,7 +112,9 @@ class Blip2Form:
         """Whether placeholders, and then the tokenizer's idea of a text, give the template's prompt."""
         ours = with_placeholders(self.prompt(_asked(_ASKED), "check"), self.image_token_id).tolist()
         text = self._text(_asked(_ASKED))
-        theirs = [self.image_token_id] * self.plan.inputs["image"].num_soft_tokens + self.words.tokenizer(text).input_ids
+        theirs = [self.image_token_id] * self.plan.inputs["image"].num_soft_tokens + self.words.tokenizer(
+            text
+        ).input_ids
         if ours == theirs:
             return []
         here, there = (self.words.tokenizer.decode(ids[-24:]) for ids in (ours, theirs))

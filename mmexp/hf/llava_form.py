@@ -92,7 +92,9 @@ class LlavaForm:
 
     def use(self) -> str:
         stop = self.plan.template.stop
-        return _USE.replace("STOP", f", stop_strings=[{json.dumps(stop)}], tokenizer=processor.tokenizer" if stop else "")
+        return _USE.replace(
+            "STOP", f", stop_strings=[{json.dumps(stop)}], tokenizer=processor.tokenizer" if stop else ""
+        )
 
     def notes(self) -> list[str]:
         notes = ["`chat_template.jinja` gives the same token ids."]

@@ -68,9 +68,7 @@ def tolerance_of(model: MultimodalModel) -> float:
 
 
 @torch.inference_mode()
-def take_probes(
-    plan: Plan, form: Form, model: MultimodalModel, questions: Sequence[tuple[Turn, ...]]
-) -> list[Probe]:
+def take_probes(plan: Plan, form: Form, model: MultimodalModel, questions: Sequence[tuple[Turn, ...]]) -> list[Probe]:
     """Runs our model, in eval mode on the CPU, on conversations that end with a user turn and show one picture each."""
     collate = Collator(pad_id=plan.tokenizer.pad_id, row="padded")
     probes = []
@@ -158,9 +156,7 @@ def _pixel_differences(probe: Probe, inputs: Any, folder: Path) -> dict[str, flo
     return found
 
 
-def _same_logits(
-    probe: Probe, inputs: Any, form: Form, model: Any, tolerance: float, folder: Path
-) -> dict[str, float]:
+def _same_logits(probe: Probe, inputs: Any, form: Form, model: Any, tolerance: float, folder: Path) -> dict[str, float]:
     """With our pixels, so that nothing but the two models is compared."""
     inputs["pixel_values"] = torch.stack(probe.item.media["image"]).to(model.dtype)  # also for the answers
     if probe.said:

@@ -1,6 +1,6 @@
 """Makes a BLIP-2 checkpoint as `save_pretrained` writes it: ViT, Q-Former and OPT at small width, random weights.
 
-    python tests/assets/make_blip2.py OUT TOKENIZER_FOLDER
+python tests/assets/make_blip2.py OUT TOKENIZER_FOLDER
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def make_blip2(folder: Path, tokenizer: Path, text: Any = None) -> Path:
     )
     model: Any = t.Blip2ForConditionalGeneration(config)
     for name, parameter in model.named_parameters():
-        if name.startswith(("vision_model.", "query_tokens", "qformer.", "language_projection.")) and "norm" not in name:
+        if (
+            name.startswith(("vision_model.", "query_tokens", "qformer.", "language_projection."))
+            and "norm" not in name
+        ):
             torch.nn.init.normal_(parameter, std=0.25)
         if name.endswith("self_attn.qkv.bias"):
             parameter.data.chunk(3)[1].zero_()  # EVA's keys have no bias

@@ -156,7 +156,7 @@ def test_adapters_on_a_lavis_encoder_beside_a_trained_norm(tmp_path: Path, famil
     encoder(images).square().sum().backward()
     dead = [name for name, p in encoder.named_parameters() if "lora_B" in name and not p.grad.any()]
     assert not dead, "an adapter that is never called"
-    for name, parameter in encoder.named_parameters():
+    for parameter in encoder.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2)
     run = RunDir(tmp_path)
