@@ -1,4 +1,4 @@
-"""`recipe=blip2_lora`: its plan, what it refuses, and the whole of it on real photos with a checkpoint of small width."""
+"""`recipe=blip2_lora`: its plan, what it refuses, and the whole of it on real photos with a small checkpoint."""
 
 from __future__ import annotations
 

@@ -57,25 +57,15 @@ def storage_errors(policy: Mapping[str, Any], llm: Any) -> list[MmexpError]:
     storage = getattr(llm, "quantize", "none")
     if storage == "none":
         return []
-    errors: list[MmexpError] = [
-        ConfigError(
-            f"full, but llm.quantize={storage}",
-            expected="lora or frozen: weights in few bits cannot train",
-            where=where,
-            fix="stage.policy.llm=lora, or llm.quantize=none",
-        )  # fmt: skip
-        for where in _leaves(policy.get("llm"), "stage.policy.llm", "full")
-    ]
+    errors: list[MmexpError] = []
+    for where in _leaves(policy.get("llm"), "stage.policy.llm", "full"):
+        found, fix = f"full, but llm.quantize={storage}", "stage.policy.llm=lora, or llm.quantize=none"
+        expected = "lora or frozen: weights in few bits cannot train"
+        errors.append(ConfigError(found, expected=expected, where=where, fix=fix))
     if getattr(llm, "dtype", "") == "float16":
-        errors.append(
-            ConfigError(
-                f"float16 with llm.quantize={storage}",
-                expected="bfloat16 or float32, in which small gradients"
-                " of what lies in front of the LLM, and of adapters, do not vanish",
-                where="llm.dtype",
-                fix="llm.dtype=bfloat16",
-            )  # fmt: skip
-        )
+        found, fix = f"float16 with llm.quantize={storage}", "llm.dtype=bfloat16"
+        expected = "bfloat16 or float32, in which the small gradients of adapters do not vanish"
+        errors.append(ConfigError(found, expected=expected, where="llm.dtype", fix=fix))
     return errors
 
 

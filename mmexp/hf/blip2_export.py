@@ -59,7 +59,7 @@ def llm_refusals(plan: Plan) -> list[ConfigError]:
         found.append(refusal(CLASS, f"embeddings {plan.spec.width} wide in front of layers {text.hidden_size} wide",
                              "one width", "llm"))  # fmt: skip
     if plan.new_ids:
-        found.append(refusal(CLASS, f"{len(plan.new_ids)} tokens with rows of their own", "a template without new_tokens",
+        found.append(refusal(CLASS, f"{len(plan.new_ids)} tokens with rows of their own", "no template.new_tokens",
                              "template.new_tokens"))  # fmt: skip
     return found
 

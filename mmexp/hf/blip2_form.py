@@ -118,14 +118,14 @@ class Blip2Form:
         if ours == theirs:
             return []
         here, there = (self.words.tokenizer.decode(ids[-24:]) for ids in (ours, theirs))
-        return [ConfigError(f"{self.plan.template.name} asks with {here!r}, transformers' Blip2Processor with {there!r}",
+        return [ConfigError(f"{self.plan.template.name} asks with {here!r}, a Blip2Processor with {there!r}",
                             expected="the picture first, then text as the LLM's tokenizer begins and ends it",
                             where="template", fix="chat and evaluate read the run directory itself")]  # fmt: skip
 
 
 def write_processor(plan: Plan, tokenizer: Any, folder: Path, num_queries: int | None = None) -> None:
     """`Blip2Processor` with the plan's picture rule; `preprocessor_config.json` is what older versions read."""
-    from transformers import BlipImageProcessor, BlipImageProcessorPil, Blip2Processor
+    from transformers import Blip2Processor, BlipImageProcessor, BlipImageProcessorPil
 
     made = build_image_processor(plan.transforms["image"], plan.exact_pixels)
     if plan.image_fit == "squash":

@@ -99,8 +99,8 @@ class LlavaForm:
     def notes(self) -> list[str]:
         notes = ["`chat_template.jinja` gives the same token ids."]
         if self.plan.template.stop:
-            notes.append(f"Answers end at the text {self.plan.template.stop!r}, which a generation config cannot hold: pass"
-                         " `stop_strings` as above.")  # fmt: skip
+            notes.append(f"Answers end at the text {self.plan.template.stop!r}, which a generation config cannot hold:"
+                         " pass `stop_strings` as above.")  # fmt: skip
         connector = self.plan.inputs["image"].connector
         if not (isinstance(connector, MlpConfig) and connector.depth == 2):
             notes.append("The connector has one layer; the class always has two, so the other is the identity and"

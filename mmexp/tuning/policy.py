@@ -100,8 +100,9 @@ def _apply(
 
 
 def _lora_on_a_piece(where: str) -> ConfigError:
-    return ConfigError("lora on a piece of a transformer", expected="adapters on a whole one; stage.lora.targets says on"
-                       " which of its layers", where=where, fix=f"{where.rsplit('.', 1)[0]}=lora")  # fmt: skip
+    expected = "adapters on a whole one; stage.lora.targets says on which of its layers"
+    fix = f"{where.rsplit('.', 1)[0]}=lora"
+    return ConfigError("lora on a piece of a transformer", expected=expected, where=where, fix=fix)
 
 
 def _apply_to_tensor(parameter: nn.Parameter, tree: PolicyTree, where: str) -> list[MmexpError]:

@@ -62,7 +62,7 @@ def plan(folders: dict[str, Path], llm: str = "opt", **changes: Any) -> Plan:
     connector = changes.pop("connector", None) or qformer("stripped")
     template = changes.pop("template", T5 if llm == "t5" else load_template("blip2_vqa"))
     return Plan(inputs={"image": InputPlan(encoder=encoder, connector=connector)}, template=template,
-                llm=kind(path=str(folders[llm])), max_length_tokens=200, **{"image_fit": "squash"} | changes)  # fmt: skip
+                llm=kind(path=str(folders[llm])), max_length_tokens=200, **{"image_fit": "squash", **changes})  # fmt: skip
 
 
 def qformer(variant: Any) -> QformerConfig:
@@ -133,7 +133,7 @@ def test_transformers_says_the_same(
          "encoder.select_feature", "without CLS"),
         ("narrow", {}, "llm", "embeddings 16 wide"),
         ("opt", {"template": ChatTemplate(name="bos_first")}, "template", "Blip2Processor with"),
-        ("opt", {"template": load_template("blip2_vqa", new_tokens=("<seen>",))}, "template.new_tokens", "rows of their"),
+        ("opt", {"template": load_template("blip2_vqa", new_tokens=("<seen>",))}, "template.new_tokens", "rows of"),
     ],
     ids=["perceiver", "clip", "no_cls", "narrow_opt", "template", "new_tokens"],
 )  # fmt: skip

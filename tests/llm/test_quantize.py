@@ -1,4 +1,4 @@
-"""LLMs in 8 and 4 bit on the CPU: the layers of transformers' own loading, adapters on them, full precision handed on."""
+"""LLMs in 8 and 4 bit on the CPU: the layers of transformers' own loading, and full precision handed on."""
 
 from __future__ import annotations
 
