@@ -62,7 +62,8 @@ def plan(folders: dict[str, Path], llm: str = "opt", **changes: Any) -> Plan:
     connector = changes.pop("connector", None) or qformer("stripped")
     template = changes.pop("template", T5 if llm == "t5" else load_template("blip2_vqa"))
     return Plan(inputs={"image": InputPlan(encoder=encoder, connector=connector)}, template=template,
-                llm=kind(path=str(folders[llm])), max_length_tokens=200, **{"image_fit": "squash", **changes})  # fmt: skip
+                llm=kind(path=str(folders[llm])), max_length_tokens=200,
+                **{"image_fit": "squash", **changes})  # fmt: skip
 
 
 def qformer(variant: Any) -> QformerConfig:
