@@ -40,9 +40,9 @@ def body(invocation: Invocation) -> None:
 
 
 def _merged(exp: Experiment, run: RunDir, out: Path, image: str | None) -> str:
-    from mmexp.hf import LlavaExport
+    from mmexp.hf import Export
 
-    export = LlavaExport(exp.plan, out)
+    export = Export(exp.plan, out)
     export.check()
     questions = _questions(exp, image)
     model = exp.load_model(run)

@@ -58,6 +58,30 @@ def stage_errors(stage: StageConfig) -> list[MmexpError]:
     return errors
 
 
+def storage_errors(policy: Mapping[str, Any], llm: Any) -> list[MmexpError]:
+    """What an LLM stored in few bits cannot do: train its own weights, or compute in float16."""
+    storage = getattr(llm, "quantize", "none")
+    if storage == "none":
+        return []
+    errors: list[MmexpError] = []
+    for where in _leaves(policy.get("llm"), "stage.policy.llm", "full"):
+        found, fix = f"full, but llm.quantize={storage}", "stage.policy.llm=lora, or llm.quantize=none"
+        expected = "lora or frozen: weights in few bits cannot train"
+        errors.append(ConfigError(found, expected=expected, where=where, fix=fix))
+    if getattr(llm, "dtype", "") == "float16":
+        found, fix = f"float16 with llm.quantize={storage}", "llm.dtype=bfloat16"
+        expected = "bfloat16 or float32, in which the small gradients of adapters do not vanish"
+        errors.append(ConfigError(found, expected=expected, where="llm.dtype", fix=fix))
+    return errors
+
+
+def _leaves(tree: Any, where: str, wanted: str) -> list[str]:
+    """Where in a policy tree a leaf stands."""
+    if isinstance(tree, Mapping):
+        return [found for name, leaf in tree.items() for found in _leaves(leaf, f"{where}.{name}", wanted)]
+    return [where] if tree == wanted else []
+
+
 def _policy_errors(policy: Mapping[str, Any]) -> list[MmexpError]:
     errors: list[MmexpError] = []
     for name in policy:

@@ -146,7 +146,9 @@ class Qformer(nn.Module):
         embeddings = Embeddings(
             config.width, config.vocab_size, config.max_text_tokens, config.dropout, config.has_text
         )
-        self.query_tokens = nn.Parameter(torch.empty(1, config.num_queries, config.width).normal_(std=config.initializer_range))
+        self.query_tokens = nn.Parameter(
+            torch.empty(1, config.num_queries, config.width).normal_(std=config.initializer_range)
+        )
         self.bert = Bert(embeddings, Encoder(layers))
         if config.has_head:
             self.cls = Head(config.width, config.vocab_size)

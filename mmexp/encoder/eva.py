@@ -89,9 +89,12 @@ class EvaAttention(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """float[M, 1 + P, E] to the same."""
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         weight = self.qkv.weight
-        return apply(self.proj, attend(functional.linear(hidden.to(weight.dtype), weight, bias.to(weight.dtype)), self))
+        hidden = hidden.to(weight.dtype)
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias]).to(weight.dtype)
+        is_plain = isinstance(self.qkv, nn.Linear)  # else it has an adapter, which has to be called
+        joint = functional.linear(hidden, weight, bias) if is_plain else self.qkv(hidden) + bias
+        return apply(self.proj, attend(joint, self))
 
 
 class ClipVit(nn.Module):

@@ -12,9 +12,10 @@ from torch import nn
 
 from mmexp import hub
 from mmexp.contracts import EncoderSpec
+from mmexp.encoder.blip2_names import PREFIX, vision_from_transformers
 from mmexp.encoder.eva import ClipVit, Eva, store
 from mmexp.encoder.transform import Fit, ImageTransform
-from mmexp.encoder.weights import State, load_exactly, read_state, resize_positions
+from mmexp.encoder.weights import State, load_exactly, read_folder, read_state, resize_positions
 from mmexp.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _FAMILIES: dict[str, type[Eva] | type[ClipVit]] = {"eva": Eva, "clip": ClipVit}
 _WHOLE = "visual_encoder."
 """Prefix of the vision transformer's keys in a checkpoint of a whole LAVIS model."""
+_NORM = "ln_vision."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,8 @@ class LavisVisionConfig:
     """
 
     path: str
-    """`eva_vit_g.pth` or `clip_vit_L.pth` as LAVIS publishes them, or a checkpoint of a whole LAVIS model that has
-    `visual_encoder.*`."""
+    """`eva_vit_g.pth` or `clip_vit_L.pth` as LAVIS publishes them, a checkpoint of a whole LAVIS model that has
+    `visual_encoder.*`, or a folder with a BLIP-2 model of transformers, which also gives `ln_vision`."""
     family: Literal["eva", "clip"] = "eva"
     """Layout of blocks and names."""
     ln_vision_path: str | None = None
@@ -76,16 +78,20 @@ class LavisVisionConfig:
     def build(self) -> LavisVision:
         if self.from_scratch:
             return self.empty()
-        file = hub.weights_file(self.path, (), None, "encoder.path")
+        folder = Path(self.path).expanduser()
+        file = folder if folder.is_dir() else hub.weights_file(self.path, (), None, "encoder.path")
         with torch.device("meta"):
             module = self.empty()
-        state = self._fitted(_vision_state(file), file)
+        state, norm = _vision_state(file)
+        state = self._fitted(state, file)
         later = [module.vit.block_name(index) for index in range(self.num_blocks, _last_block(state, module.vit))]
         load_exactly(module.vit, state, file, (*module.vit.LEFT_OUT, *later))
         module.ln_vision.to_empty(device="cpu").reset_parameters()
+        if norm:
+            load_exactly(module.ln_vision, norm, file)
         if self.ln_vision_path:
             source = hub.weights_file(self.ln_vision_path, (), None, "encoder.ln_vision_path")
-            load_exactly(module.ln_vision, read_state(source, "ln_vision."), source)
+            load_exactly(module.ln_vision, read_state(source, _NORM), source)
         return module
 
     def empty(self) -> LavisVision:
@@ -156,11 +162,13 @@ class LavisVision(nn.Module):
         return self.ln_vision(self.vit(values))[:, self.drop :]
 
 
-def _vision_state(file: Path) -> State:
-    """The vision transformer of a file that has nothing else, or of one of a whole model."""
-    state = read_state(file)
+def _vision_state(file: Path) -> tuple[State, State]:
+    """The vision transformer of a file that has nothing else, of a whole model, or of a BLIP-2 folder, and then also
+    the norm behind it."""
+    state = vision_from_transformers(read_folder(file, PREFIX), str(file)) if file.is_dir() else read_state(file)
     whole = {name.removeprefix(_WHOLE): tensor for name, tensor in state.items() if name.startswith(_WHOLE)}
-    return whole or state
+    norm = {name.removeprefix(_NORM): tensor for name, tensor in state.items() if name.startswith(_NORM)}
+    return whole or state, norm if file.is_dir() else {}
 
 
 def _last_block(state: State, vit: Eva | ClipVit) -> int:

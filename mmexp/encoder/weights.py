@@ -38,6 +38,22 @@ def read_state(file: Path, prefix: str = "") -> State:
     return found
 
 
+def read_folder(folder: Path, prefix: str) -> State:
+    """The tensors of a transformers folder whose names start with `prefix`, under their whole names.
+
+    Raises:
+        CheckpointError: there are no safetensors files, or none of them has such a tensor.
+    """
+    state: State = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        state |= {name: tensor for name, tensor in _safetensors(file, prefix).items() if name.startswith(prefix)}
+    if not state:
+        names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        raise CheckpointError(f"no {prefix}* in {names}", expected="safetensors files with a vision model",
+                              where=str(folder))  # fmt: skip
+    return state
+
+
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], file: Path, left_out: Sequence[str] = ()) -> None:
     """Puts `state` into `module`, which may be on the meta device; the module's own dtypes are kept.
 

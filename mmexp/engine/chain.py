@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mmexp.engine.manifest import RunDir, require_space, sha256
 from mmexp.errors import CheckpointError
 from mmexp.hf import load_foreign
-from mmexp.tuning import merge_adapter, save_adapter
+from mmexp.tuning import has_adapter, merge_adapter, save_adapter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,20 +92,19 @@ def load_weights(parts: Mapping[str, nn.Module], run: RunDir) -> Changed:
     return changed
 
 
-def save_weights(parts: Mapping[str, nn.Module], policies: Mapping[str, Any], changed: Changed, run: RunDir) -> None:
+def save_weights(parts: Mapping[str, nn.Module], changed: Changed, run: RunDir) -> None:
     """Writes every tensor that differs from the base weights, one file a part, and records the hashes.
 
-    A part with the policy `lora` is written as an adapter in peft's format; what an earlier stage changed in it
-    stands beside it.
+    Adapters are written in peft's format; what else trained in their part, or an earlier stage changed in it, stands
+    beside them.
     """
     entries = []
     for name, module in parts.items():
-        lora = policies.get(name) == "lora"
         names = set(changed.get(name, set()))
         names |= _trained(module) - _adapter(module)
         if names:
             entries.append(_save_tensors(module, names, name, run))
-        if lora:
+        if has_adapter(module):
             folder = run.weights / f"{name}_lora"
             save_adapter(module, folder)
             files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
@@ -116,7 +115,9 @@ def save_weights(parts: Mapping[str, nn.Module], policies: Mapping[str, Any], ch
 def _save_tensors(module: nn.Module, names: set[str], part: str, run: RunDir) -> dict[str, Any]:
     state = module.state_dict()
     plain = {name.replace(".base_layer.", "."): name for name in state}
-    tensors = {name: state[plain.get(name, name)].detach().cpu().contiguous() for name in sorted(names)}
+    kept = getattr(module, "originals", {})  # of an LLM that is stored in few bits
+    held = {name: kept[name] if name in kept else state[plain.get(name, name)] for name in sorted(names)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in held.items()}
     require_space(run.weights, sum(t.numel() * t.element_size() for t in tensors.values()))
     file = run.weights / f"{part}.safetensors"
     temporary = file.with_suffix(".tmp")

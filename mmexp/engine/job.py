@@ -168,7 +168,7 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
 
 def _finish(job: StageJob, module: TrainingModule, datamodule: MultimodalDataModule, **facts: Any) -> None:
     """Weights and figures of a run that has ended well."""
-    save_weights(module.parts(), job.policy, module.changed, job.run)
+    save_weights(module.parts(), module.changed, job.run)
     job.run.update_manifest(
         status="trained",
         **facts,

@@ -19,6 +19,7 @@ from mmexp.engine.frozen import require_loaded
 from mmexp.engine.gather import gather_rows
 from mmexp.engine.optim import AdamWCosineConfig, clip_and_check
 from mmexp.errors import DataError
+from mmexp.llm import quantize_llm, require_library
 from mmexp.tuning import LoraSettings, TrainedPart, apply_policy, describe, parameter_groups
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ class TrainingModule(LightningModule):
         optim: Builds optimizer and schedule.
         recipe: The stage's numbers.
         init_from: Runs and foreign checkpoints whose weights come first, in this order, before the policy is applied.
+
+    Raises:
+        ConfigError: what stores the LLM in few bits is not installed.
     """
 
     def __init__(
@@ -93,6 +97,8 @@ class TrainingModule(LightningModule):
         self.strict_loading = False  # a checkpoint holds only what trains; `check_state` compares exactly
         self.plan, self.recipe, self.init_from = plan, recipe, init_from
         self._objective_config, self._optim = objective, optim
+        self._storage = getattr(plan.llm, "quantize", "none")
+        require_library(self._storage)
         self.model: MultimodalModel | None = None
         self.objective: Any = None
         self.changed: Changed = {}
@@ -124,10 +130,16 @@ class TrainingModule(LightningModule):
         if hasattr(self.objective, "gather"):
             self.objective.gather = gather_rows
         self.changed = load_starts(self.parts(), self.init_from)
+        quantize_llm(self.model.llm, self._storage, self._target_device(), self.changed.get("llm", ()))
         recipe = self.recipe
         apply_policy(self.model, recipe.policy, recipe.lora, recipe.live_dropout, recipe.new_tokens)
         if not recipe.allow_random_frozen:
             require_loaded(self.plan, self.parts(), self.changed, recipe.policy)
+
+    def _target_device(self) -> torch.device:
+        """Where the strategy will move the model; the module's own device without a trainer."""
+        trainer = self._trainer
+        return self.device if trainer is None else trainer.strategy.root_device
 
     def parts(self) -> dict[str, nn.Module]:
         """Encoder, connector, llm, ... and `objective` when it owns weights."""

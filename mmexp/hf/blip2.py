@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from mmexp.encoder.blip2_names import VISION, renamed, split_biases
 from mmexp.errors import CheckpointError
 from mmexp.hf.base import State, rename
 
@@ -21,17 +22,6 @@ if TYPE_CHECKING:
 Kind = Literal["generation", "retrieval", "instruct"]
 """`Blip2ForConditionalGeneration`, `Blip2ForImageTextRetrieval`, `InstructBlipForConditionalGeneration`."""
 
-_VISION = (
-    ("ln_vision.", "vision_model.post_layernorm."),
-    ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
-    ("visual_encoder.pos_embed", "vision_model.embeddings.position_embedding"),
-    ("visual_encoder.patch_embed.proj.", "vision_model.embeddings.patch_embedding."),
-    ("visual_encoder.blocks.{i}.norm1.", "vision_model.encoder.layers.{i}.layer_norm1."),
-    ("visual_encoder.blocks.{i}.norm2.", "vision_model.encoder.layers.{i}.layer_norm2."),
-    ("visual_encoder.blocks.{i}.attn.qkv.", "vision_model.encoder.layers.{i}.self_attn.qkv."),
-    ("visual_encoder.blocks.{i}.attn.proj.", "vision_model.encoder.layers.{i}.self_attn.projection."),
-    ("visual_encoder.blocks.{i}.mlp.", "vision_model.encoder.layers.{i}.mlp."),
-)
 _QFORMER = (
     ("query_tokens", "query_tokens"),
     ("Qformer.bert.encoder.layer.{i}.attention.self.", "qformer.encoder.layer.{i}.attention.attention."),
@@ -57,8 +47,12 @@ _OF_KIND: dict[str, tuple[tuple[str, str], ...]] = {
 }
 LLMS = ("opt", "t5", "llm", "glm", "llama")
 """How LAVIS and its relatives begin the names of a projection (`opt_proj`) and an LLM (`opt_model`)."""
+TEXT_OF_QFORMER = re.compile(
+    r"qformer\.(cls\..*|bert\.embeddings\.(word|position)_embeddings\..*"
+    r"|bert\.encoder\.layer\.\d+\.(intermediate|output)\..*)"
+)
+"""What a Q-Former without text does not have."""
 _BIAS = re.compile(r"(visual_encoder\.blocks\.\d+\.attn\.)(q|v)_bias")
-_QKV_BIAS = re.compile(r"(vision_model\.encoder\.layers\.\d+\.self_attn\.qkv\.)bias")
 
 
 def lavis_to_hf(state: Mapping[str, Tensor], kind: Kind) -> State:
@@ -78,7 +72,7 @@ def lavis_to_hf(state: Mapping[str, Tensor], kind: Kind) -> State:
             if value is None:
                 raise CheckpointError(f"{name} without its v_bias", where="LAVIS checkpoint")
             joined[f"{found[1]}qkv.bias"] = torch.cat([tensor, torch.zeros_like(tensor), value])
-    return rename(joined, lambda name: _renamed(name, table), f"LAVIS to transformers ({kind})")
+    return rename(joined, lambda name: renamed(name, table), f"LAVIS to transformers ({kind})")
 
 
 def hf_to_lavis(state: Mapping[str, Tensor], kind: Kind, llm: str = "opt") -> State:
@@ -88,19 +82,7 @@ def hf_to_lavis(state: Mapping[str, Tensor], kind: Kind, llm: str = "opt") -> St
         CheckpointError: a tensor has no place there, or keys have a bias, for which LAVIS has no parameter.
     """
     table = [(theirs, ours) for ours, theirs in _table(kind, llm)]
-    plain = rename(state, lambda name: _renamed(name, table), f"transformers ({kind}) to LAVIS")
-    result: State = {}
-    for name, tensor in plain.items():
-        if not re.fullmatch(r"visual_encoder\.blocks\.\d+\.attn\.qkv\.bias", name):
-            result[name] = tensor
-            continue
-        query, key, value = tensor.chunk(3)
-        if key.any():
-            raise CheckpointError(f"{name}: the middle third, the bias of keys, is not zero", where="import",
-                                  expected="zeros: EVA's keys have no bias")  # fmt: skip
-        prefix = name.removesuffix("qkv.bias")
-        result |= {f"{prefix}q_bias": query.clone(), f"{prefix}v_bias": value.clone()}
-    return result
+    return split_biases(rename(state, lambda name: renamed(name, table), f"transformers ({kind}) to LAVIS"))
 
 
 def ours_to_lavis(parts: Mapping[str, Mapping[str, Tensor]], llm: str = "opt") -> State:
@@ -136,18 +118,9 @@ def _ours(part: str, name: str, llm: str) -> str:
 
 def _table(kind: Kind, llm: str | None) -> list[tuple[str, str]]:
     """Rows of LAVIS name and transformers name, the more special first; of one LLM or of all."""
-    rows = [*_VISION, *_OF_KIND[kind], *_QFORMER]
+    rows = [*VISION, *_OF_KIND[kind], *_QFORMER]
     if kind != "retrieval":
         names = LLMS if llm is None else (llm,)
         rows += [(f"{name}_proj.", "language_projection.") for name in names]
         rows += [(f"{name}_model.", "language_model.") for name in names]
     return rows
-
-
-def _renamed(name: str, table: list[tuple[str, str]]) -> str | None:
-    for before, after in table:
-        found = re.match(re.escape(before).replace(r"\{i\}", r"(\d+)"), name)
-        if found:
-            number = found[1] if found.groups() else ""
-            return after.replace("{i}", number) + name[found.end() :]
-    return None

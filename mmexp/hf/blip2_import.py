@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmexp.errors import CheckpointError
 from mmexp.hf.base import State
-from mmexp.hf.blip2 import LLMS, hf_to_lavis, kind_of
+from mmexp.hf.blip2 import LLMS, TEXT_OF_QFORMER, hf_to_lavis, kind_of
 from mmexp.hf.foreign import Group, Placement
 
 if TYPE_CHECKING:
@@ -20,11 +20,6 @@ _BUFFERS = re.compile(
     r"|Qformer\.cls\.predictions\.decoder\.(weight|bias)|Qformer\.bert\.pooler\..*)"
 )
 """What files hold besides parameters, and second names of tied ones."""
-_TEXT = re.compile(
-    r"qformer\.(cls\..*|bert\.embeddings\.(word|position)_embeddings\..*"
-    r"|bert\.encoder\.layer\.\d+\.(intermediate|output)\..*)"
-)
-"""What a Q-Former without text does not have."""
 _PROJ = re.compile(rf"({'|'.join(LLMS)})_proj\.(.+)")
 _LLM = re.compile(rf"({'|'.join(LLMS)})_model\.(.+)")
 
@@ -60,7 +55,7 @@ def place_blip2(state: State, parts: Mapping[str, nn.Module], where: str) -> Pla
             part, prefix, own = found
             groups.setdefault((part, prefix), {})[own] = tensor
     for (part, prefix), tensors in groups.items():
-        optional = frozenset(name for name in tensors if _TEXT.fullmatch(name) and name not in connector)
+        optional = frozenset(name for name in tensors if TEXT_OF_QFORMER.fullmatch(name) and name not in connector)
         placement.groups.append(Group(part=part, prefix=prefix, state=tensors, optional=optional))
     return placement
 

@@ -78,7 +78,7 @@ def place(parts: Mapping[str, nn.Module], placement: Placement, where: str) -> d
     """Copies every group into its part, after all of them were compared with it.
 
     Returns:
-        Per part the names that were set.
+        Per part the names that were set, without parts in which that changed nothing.
 
     Raises:
         CheckpointError: a part, a name or a shape differs; nothing has changed then.
@@ -101,10 +101,17 @@ def place(parts: Mapping[str, nn.Module], placement: Placement, where: str) -> d
             where=where,
             fix="choose the parts that belong to it (encoder.path, connector, llm.path)",
         )
+    same = {part for part in changed if all(_is_same(m, s) for m, s in fitting if m is parts[part])}
     for module, state in fitting:
         module.load_state_dict(state, strict=False)
     _tell(changed, placement.unused, where)
-    return changed
+    return {part: names for part, names in changed.items() if part not in same}
+
+
+def _is_same(module: nn.Module, state: State) -> bool:
+    """Whether the module holds these very tensors already, as where its base weights come from the same checkpoint."""
+    own = module.state_dict()
+    return all(torch.equal(own[name], tensor.to(own[name].dtype)) for name, tensor in state.items())
 
 
 def _fit(module: nn.Module, group: Group, unused: list[str]) -> tuple[State, list[str]]:

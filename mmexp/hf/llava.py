@@ -14,6 +14,7 @@ from mmexp.connector import IdentityConfig, MlpConfig
 from mmexp.encoder.hf_vision import repeated_blocks
 from mmexp.errors import CheckpointError, ConfigError
 from mmexp.hf.base import State, common_dtype, grow, plain_config, rename, require_equal_names
+from mmexp.hf.form import refusal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,8 +58,7 @@ def _llm_refusals(plan: Plan) -> list[ConfigError]:
 
 
 def _no(found: str, expected: str, where: str) -> ConfigError:
-    return ConfigError(f"{found}, which {CLASS} cannot hold", expected=expected, where=where,
-                       fix="chat and evaluate read the run directory itself")  # fmt: skip
+    return refusal(CLASS, found, expected, where)
 
 
 def llava_config(plan: Plan, model: MultimodalModel, image_token_id: int) -> LlavaConfig:

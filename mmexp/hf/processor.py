@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmexp.encoder import ImageTransform
 from mmexp.errors import ConfigError
-from mmexp.prompt import to_jinja
 from mmexp.prompt.jinja import PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -22,19 +21,14 @@ class Words:
     """What an export needs to know of the tokenizer."""
 
     tokenizer: Any
-    """With the placeholder, the chat template and left padding."""
+    """With the placeholder, left padding, and the chat template if there is one."""
     image_token_id: int
     stop_ids: tuple[int, ...]
     """Tokens that end an answer."""
 
 
-def build_words(plan: Plan) -> Words:
-    """The plan's tokenizer with `<image>` as a special token and the template as Jinja.
-
-    Raises:
-        ConfigError: the template is one that Jinja cannot express.
-    """
-    template = to_jinja(plan.template, plan.tokenizer)
+def build_words(plan: Plan, template: str | None = None) -> Words:
+    """The plan's tokenizer with `<image>` as a special token, and a chat template as Jinja."""
     tokenizer = copy.deepcopy(plan.hf_tokenizer)
     tokenizer.add_tokens([PLACEHOLDER], special_tokens=True)
     tokenizer.chat_template = template

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmexp.contracts import Item, Medium, Part, Text, Turn
+from mmexp.contracts import Item, Turn
 from mmexp.data import Collator
 from mmexp.errors import CheckpointError
 from mmexp.llm import Sampling
-from mmexp.prompt import load_image
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from PIL.Image import Image
     from torch import Tensor
 
+    from mmexp.hf.form import Form
     from mmexp.model import MultimodalModel, Plan
 
 NUM_NEW_TOKENS = 24
+_NUM_FORCED = 4
 PIXEL_LIMIT = 0.1
 """Largest mean difference of normalised pixels: about seven of 255 grey levels. Resizing differs by far less."""
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -34,10 +34,12 @@ class Probe:
 
     turns: tuple[Turn, ...]
     item: Item
+    said: tuple[int, ...]
+    """What the decoder of an encoder-decoder is fed; empty for a decoder-only LLM."""
     soft: Tensor
     """float[N, D]"""
     logits: Tensor
-    """float[T, V]"""
+    """float[T, V]; with `said`, of these tokens alone"""
     answer: str
 
 
@@ -66,78 +68,75 @@ def tolerance_of(model: MultimodalModel) -> float:
 
 
 @torch.inference_mode()
-def take_probes(plan: Plan, model: MultimodalModel, questions: Sequence[tuple[Turn, ...]]) -> list[Probe]:
+def take_probes(plan: Plan, form: Form, model: MultimodalModel, questions: Sequence[tuple[Turn, ...]]) -> list[Probe]:
     """Runs our model, in eval mode on the CPU, on conversations that end with a user turn and show one picture each."""
     collate = Collator(pad_id=plan.tokenizer.pad_id, row="padded")
     probes = []
     for number, turns in enumerate(questions):
-        item = plan.processor.encode_prompt(turns, id=f"probe {number}")
+        item = form.prompt(turns, f"probe {number}")
         batch = collate([item])
-        output = model(batch)
+        said = _forced(item) if plan.spec.reads_apart else ()
+        output = model(collate([_continued(item, said)]) if said else batch)
         sampling = Sampling(
             max_new_tokens=NUM_NEW_TOKENS, stop=plan.template.stop, stop_ids=plan.tokenizer.stop_ids(plan.template)
         )
         answer = model.generate(batch, plan.hf_tokenizer, sampling)[0]
-        logits = model.llm.logits(output.hidden)[0].float()
-        probes.append(Probe(turns=turns, item=item, soft=output.soft["image"][0].float(), logits=logits, answer=answer))
+        hidden = output.hidden[:, -len(said) - 1 : -1] if said else output.hidden
+        logits = model.llm.logits(hidden)[0].float()
+        soft = output.soft["image"][0].float()
+        probes.append(Probe(turns=turns, item=item, said=said, soft=soft, logits=logits, answer=answer))
     return probes
 
 
+def _forced(item: Item) -> tuple[int, ...]:
+    """Tokens that a decoder is fed, so that there are logits to compare: the last ones of the prompt."""
+    return tuple(item.input_ids[-_NUM_FORCED:].tolist())
+
+
+def _continued(item: Item, said: tuple[int, ...]) -> Item:
+    """The prompt with an answer behind it."""
+    answer = torch.tensor(said)
+    return replace(item, input_ids=torch.cat([item.input_ids, answer]), labels=torch.cat([item.labels, answer]))
+
+
 @torch.inference_mode()
-def compare(folder: Path, probes: Sequence[Probe], stop: str | None, tolerance: float) -> Agreement:
+def compare(folder: Path, form: Form, probes: Sequence[Probe], stop: str | None, tolerance: float) -> Agreement:
     """Reloads the folder with transformers' Auto classes and compares ids, pixels, soft tokens, logits and answers.
 
     Raises:
         CheckpointError: something differs by more than the tolerance; it says where that begins.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    import transformers
 
-    processor: Any = AutoProcessor.from_pretrained(folder)
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
-    model, info = loaded
+    processor: Any = transformers.AutoProcessor.from_pretrained(folder)
+    auto: Any = getattr(transformers, form.auto)
+    model, info = auto.from_pretrained(folder, output_loading_info=True)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
             raise _differs(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(info[kind])[:4]))}", folder)
     model = model.eval()
     worst = {"logits": 0.0, "scale": 0.0, "pixels": 0.0, "mean_pixels": 0.0}
     for probe in probes:
-        inputs = processor.apply_chat_template(
-            [_message(turn) for turn in probe.turns],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        _same_ids(probe, inputs["input_ids"][0], processor, folder)
+        inputs = form.inputs(processor, probe.turns)
+        _same_ids(probe, inputs["input_ids"][0], form, processor, folder)
         found = _pixel_differences(probe, inputs, folder)
-        found |= _same_logits(probe, inputs, model, tolerance, folder)
+        found |= _same_logits(probe, inputs, form, model, tolerance, folder)
         _same_answer(probe, inputs, model, processor, stop, folder)
         worst = {name: max(value, found[name]) for name, value in worst.items()}
     answers = tuple(probe.answer for probe in probes)
     return Agreement(num_probes=len(probes), tolerance=tolerance, answers=answers, **worst)
 
 
-def _message(turn: Turn) -> dict[str, Any]:
-    """A turn as transformers' processors take it."""
-    return {"role": turn.role, "content": [_content(part) for part in turn.parts]}
+def with_placeholders(item: Item, image_token_id: int) -> Tensor:
+    """int64[T]: the ids with the placeholder of transformers in every slot."""
+    ids = item.input_ids.clone()
+    for run in item.runs:
+        ids[run.start : run.start + run.length] = image_token_id
+    return ids
 
 
-def _content(part: Part) -> dict[str, Any]:
-    if isinstance(part, Medium):
-        return {"type": "image", "image": picture(part)}
-    assert isinstance(part, Text)
-    return {"type": "text", "text": part.text}
-
-
-def picture(medium: Medium) -> Image:
-    """The whole picture, upright."""
-    return load_image(medium.source, "probe")
-
-
-def _same_ids(probe: Probe, theirs: Tensor, processor: Any, folder: Path) -> None:
-    ours = probe.item.input_ids.clone()
-    for run in probe.item.runs:
-        ours[run.start : run.start + run.length] = processor.image_token_id
+def _same_ids(probe: Probe, theirs: Tensor, form: Form, processor: Any, folder: Path) -> None:
+    ours = with_placeholders(probe.item, form.image_token_id)
     shorter = min(len(ours), len(theirs))
     different = (ours[:shorter] != theirs[:shorter]).nonzero().flatten().tolist()
     if different or len(ours) != len(theirs):
@@ -157,15 +156,18 @@ def _pixel_differences(probe: Probe, inputs: Any, folder: Path) -> dict[str, flo
     return found
 
 
-def _same_logits(probe: Probe, inputs: Any, model: Any, tolerance: float, folder: Path) -> dict[str, float]:
+def _same_logits(probe: Probe, inputs: Any, form: Form, model: Any, tolerance: float, folder: Path) -> dict[str, float]:
     """With our pixels, so that nothing but the two models is compared."""
-    inputs["pixel_values"] = torch.stack(probe.item.media["image"]).to(model.dtype)
-    output = model(**inputs)
-    soft = output.image_hidden_states.float().reshape(probe.soft.shape)
+    inputs["pixel_values"] = torch.stack(probe.item.media["image"]).to(model.dtype)  # also for the answers
+    if probe.said:
+        start = model.config.text_config.decoder_start_token_id
+        inputs = {**inputs, "decoder_input_ids": torch.tensor([[start, *probe.said[:-1]]])}
+    soft, logits = form.run(model, inputs)
+    soft = soft.float().reshape(probe.soft.shape)
     own = (soft - probe.soft).abs().max() / max(1.0, float(probe.soft.abs().max()))
     if not own <= tolerance:
         raise _differs(f"soft tokens differ by {float(own):.2g} of the largest; encoder or connector", folder)
-    theirs = output.logits[0].float()[:, : probe.logits.shape[1]]
+    theirs = logits[0].float()[:, : probe.logits.shape[1]]
     distance, scale = (theirs - probe.logits).abs().amax(1), float(probe.logits.abs().max())
     if not float(distance.max()) <= tolerance * max(1.0, scale):
         at = int((distance > tolerance * max(1.0, scale)).nonzero()[0]) if distance.isfinite().all() else 0
@@ -174,7 +176,8 @@ def _same_logits(probe: Probe, inputs: Any, model: Any, tolerance: float, folder
 
 
 def _same_answer(probe: Probe, inputs: Any, model: Any, processor: Any, stop: str | None, folder: Path) -> None:
-    ids = model.generate(**inputs, max_new_tokens=NUM_NEW_TOKENS)[0, inputs["input_ids"].shape[1] :]
+    ids = model.generate(**inputs, max_new_tokens=NUM_NEW_TOKENS)[0]
+    ids = ids if probe.said else ids[inputs["input_ids"].shape[1] :]
     text = processor.tokenizer.decode(ids, skip_special_tokens=True)
     text = (text.split(stop)[0] if stop else text).strip()
     if text != probe.answer:

@@ -4,6 +4,7 @@ from mmexp.llm.base import Llm, LlmConfig, Sampling
 from mmexp.llm.causal import CausalConfig, CausalLlm
 from mmexp.llm.checkpoint import LlmCheckpoint
 from mmexp.llm.none import NoLlm, NoLlmConfig
+from mmexp.llm.quantize import Storage, num_weights, quantize_llm, require_library
 from mmexp.llm.qwen import QwenConfig
 from mmexp.llm.rows import new_rows
 from mmexp.llm.seq2seq import Seq2SeqConfig, Seq2SeqLlm
@@ -21,6 +22,10 @@ __all__ = [
     "Sampling",
     "Seq2SeqConfig",
     "Seq2SeqLlm",
+    "Storage",
     "TinyLlmConfig",
     "new_rows",
+    "num_weights",
+    "quantize_llm",
+    "require_library",
 ]

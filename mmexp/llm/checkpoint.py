@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,9 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmexp import hub
 from mmexp.contracts import LlmSpec
 from mmexp.errors import CheckpointError, ConfigError
+from mmexp.llm.quantize import Storage
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+_HOLDERS = ("blip-2", "instructblip")
+"""Models that hold an LLM of transformers whole, under the names `language_model.*`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +26,16 @@ class LlmCheckpoint:
     """An LLM by hub id or local folder."""
 
     path: str
-    """Hub id or folder of a transformers checkpoint."""
+    """Hub id or folder of a transformers checkpoint; of a BLIP-2 or InstructBLIP model, the LLM inside it."""
     tokenizer: str | None = None
     """Hub id or folder of the tokenizer, when it is not beside the weights. With it `mmexp.preview` needs no LLM."""
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """How the weights are stored; a part that trains wants float32."""
+    quantize: Storage = "none"
+    """`int8` or `nf4` stores the linear layers in 8 or 4 bit while a stage trains; they are then frozen, or have
+    adapters (`stage.policy.llm`). What is handed on, asked and exported has the precision of `dtype`."""
     from_scratch: bool = False
     """Takes the architecture of `path` (its config.json) with random weights."""
 
@@ -44,6 +54,7 @@ class LlmCheckpoint:
         from transformers import CONFIG_MAPPING, AutoConfig
 
         raw = hub.read_config(self.path, self.revision, "llm")
+        raw = raw["text_config"] if raw.get("model_type") in _HOLDERS else raw
         if "model_type" not in raw:
             raise ConfigError(f"{self.path}: config.json has no model_type", where="llm.path")
         if raw["model_type"] not in CONFIG_MAPPING:
@@ -68,20 +79,41 @@ class LlmCheckpoint:
         """
         import torch
 
+        inside = hub.read_config(self.path, self.revision, "llm").get("model_type") in _HOLDERS
+        if inside:
+            settings = {"config": self.read_config(), "key_mapping": {r"^language_model\.": ""}} | settings
         try:
-            model = kind.from_pretrained(
-                hub.resolve(self.path, "llm"),
-                revision=self.revision,
-                dtype=getattr(torch, self.dtype),
-                trust_remote_code=False,
-                **settings,
-            )
+            with _quiet() if inside else nullcontext():
+                model, info = kind.from_pretrained(
+                    hub.resolve(self.path, "llm"),
+                    revision=self.revision,
+                    dtype=getattr(torch, self.dtype),
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    **settings,
+                )
         except (OSError, ValueError) as error:
             raise hub.unavailable(self.path, error, "llm", CheckpointError) from error
+        if missing := sorted(info["missing_keys"]):
+            raise CheckpointError(f"{len(missing)} missing: {', '.join(missing[:4])}", where=f"llm.path={self.path}",
+                                  expected=f"all weights of {type(model).__name__}")  # fmt: skip
         found = spec_of(model.config).width
         if found != width:
             raise CheckpointError(f"width {found}", expected=f"{width} as planned", where="llm.path")
         return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No list of the tensors around an LLM, which nobody wants from its folder."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def spec_of(config: PretrainedConfig) -> LlmSpec:

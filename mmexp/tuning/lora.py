@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
+_TRANSFORMERS = ("model", "vit")
+"""What parts call the transformer inside them: those around transformers' models, and LAVIS's encoders."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
     """The numbers of `stage.lora`. Source: LLaVA-1.5 `finetune_lora.sh`: rank 128, alpha 256, dropout 0.05."""
@@ -27,11 +31,22 @@ class LoraSettings:
     """`all-linear` (every linear layer but the output head), or names of modules."""
 
 
-def add_lora(module: Any, settings: LoraSettings, where: str) -> list[MmexpError]:
-    """Freezes `module`, a part that wraps a transformers model, and adds adapters to it in place."""
+def adapted_child(module: nn.Module) -> str | None:
+    """Name of the transformer inside a part, which adapters go on; None where a part has none."""
+    return next((name for name in _TRANSFORMERS if hasattr(module, name)), None)
+
+
+def has_adapter(module: nn.Module) -> bool:
+    """Whether a part has adapters."""
+    return any(".lora_" in name for name, _ in module.named_parameters())
+
+
+def add_lora(module: nn.Module, settings: LoraSettings, where: str) -> list[MmexpError]:
+    """Freezes the transformer inside a part and adds adapters to it in place; what else the part has stays as it is."""
     from peft import inject_adapter_in_model
 
-    if not hasattr(module, "model"):
+    child = adapted_child(module)
+    if child is None:
         return [
             ConfigError(
                 "lora on a part that is no pretrained transformer",
@@ -40,13 +55,14 @@ def add_lora(module: Any, settings: LoraSettings, where: str) -> list[MmexpError
                 fix=f"{where}=full",
             )
         ]
-    module.requires_grad_(False)
-    targets = _linear_names(module.model) if settings.targets == "all-linear" else list(settings.targets)
+    inner: Any = getattr(module, child)
+    inner.requires_grad_(False)
+    targets = _linear_names(inner) if settings.targets == "all-linear" else list(settings.targets)
     try:
-        inject_adapter_in_model(_peft_config({**asdict(settings), "targets": targets}), module.model)
+        inject_adapter_in_model(_peft_config({**asdict(settings), "targets": targets}), inner)
     except ValueError as error:
         return [ConfigError(str(error).splitlines()[0], where="stage.lora.targets")]
-    module.train()
+    inner.train()
     return []
 
 
@@ -54,7 +70,7 @@ def adapter_state(module: Any) -> dict[str, torch.Tensor]:
     """The adapter's tensors, keyed as peft saves them."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(module.model)
+    state = get_peft_model_state_dict(_inner(module))
     return {f"base_model.model.{key}": tensor.detach().cpu().contiguous() for key, tensor in state.items()}
 
 
@@ -63,7 +79,7 @@ def save_adapter(module: Any, folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    module.model.peft_config["default"].save_pretrained(str(folder))
+    _inner(module).peft_config["default"].save_pretrained(str(folder))
     save_file(adapter_state(module), folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
@@ -72,10 +88,15 @@ def merge_adapter(module: Any, folder: Path) -> None:
     from peft import PeftModel
 
     try:
-        merged = PeftModel.from_pretrained(module.model, str(folder)).merge_and_unload()
+        merged = PeftModel.from_pretrained(_inner(module), str(folder)).merge_and_unload()
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(str(error).splitlines()[0], where=str(folder)) from error
-    module.model = merged
+    setattr(module, str(adapted_child(module)), merged)
+
+
+def _inner(module: nn.Module) -> Any:
+    """The transformer inside a part."""
+    return getattr(module, str(adapted_child(module)))
 
 
 def _peft_config(settings: dict[str, Any]) -> LoraConfig:

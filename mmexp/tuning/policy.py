@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mmexp.errors import ConfigError, MmexpError
-from mmexp.llm import new_rows
-from mmexp.tuning.lora import LoraSettings, add_lora
+from mmexp.llm import new_rows, num_weights
+from mmexp.tuning.lora import LoraSettings, adapted_child, add_lora
 
 if TYPE_CHECKING:
     from mmexp.model import MultimodalModel
@@ -63,7 +63,7 @@ def apply_policy(
     ]
     for name, module in parts.items():
         if name in policy:
-            errors += _apply(module, policy[name], f"stage.policy.{name}", lora)
+            errors += _apply(module, policy[name], f"stage.policy.{name}", lora, is_part=True)
     if errors:
         raise ConfigError.collect(errors)
     for name in live_dropout:
@@ -73,7 +73,9 @@ def apply_policy(
     return parts
 
 
-def _apply(module: nn.Module | nn.Parameter, tree: PolicyTree, where: str, lora: LoraSettings) -> list[MmexpError]:
+def _apply(
+    module: nn.Module | nn.Parameter, tree: PolicyTree, where: str, lora: LoraSettings, is_part: bool = False
+) -> list[MmexpError]:
     if isinstance(module, nn.Parameter):
         return _apply_to_tensor(module, tree, where)
     if isinstance(tree, str):
@@ -82,15 +84,25 @@ def _apply(module: nn.Module | nn.Parameter, tree: PolicyTree, where: str, lora:
             fix = f"{where}={close[0]}" if close else None
             return [ConfigError(f"{tree!r}", expected="frozen, lora or full", where=where, fix=fix)]
         if tree == "lora":
+            module.requires_grad_(False).eval()
             return add_lora(module, lora, where)
         module.requires_grad_(tree == "full").train(tree == "full")
         return []
     children = {**dict(module.named_children()), **dict(module.named_parameters(recurse=False))}
     errors = list(_name_errors(tree, list(children), where))
     for name, child in children.items():
-        if name in tree:
+        if tree.get(name) == "lora" and isinstance(child, nn.Module):
+            is_whole = is_part and adapted_child(module) == name
+            errors += add_lora(module, lora, where) if is_whole else [_lora_on_a_piece(f"{where}.{name}")]
+        elif name in tree:
             errors += _apply(child, tree[name], f"{where}.{name}", lora)
     return errors
+
+
+def _lora_on_a_piece(where: str) -> ConfigError:
+    expected = "adapters on a whole one; stage.lora.targets says on which of its layers"
+    fix = f"{where.rsplit('.', 1)[0]}=lora"
+    return ConfigError("lora on a piece of a transformer", expected=expected, where=where, fix=fix)
 
 
 def _apply_to_tensor(parameter: nn.Parameter, tree: PolicyTree, where: str) -> list[MmexpError]:
@@ -132,7 +144,7 @@ def describe(
             TrainedPart(
                 name=name,
                 policy=_policy_in_words(module, tree),
-                num_parameters=sum(p.numel() for p in module.parameters()),
+                num_parameters=sum(map(num_weights, module.parameters())),
                 num_trained=trained,
                 lr=lr_by_part.get(name, lr) if trained else 0.0,
             )

@@ -29,7 +29,7 @@ def lora_run(make_plan: Callable[..., Plan], tmp_path: Path) -> tuple[Plan, RunD
     for name, parameter in model.llm.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    save_weights(model.parts(), policy, {}, run)
+    save_weights(model.parts(), {}, run)
     return plan, run
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from mmexp.connector import AveragePoolConfig, IdentityConfig, MlpConfig
 from mmexp.contracts import Medium, Text, Turn
 from mmexp.errors import CheckpointError, ConfigError
-from mmexp.hf import LlavaExport
+from mmexp.hf import Export
 from mmexp.hf.llava import llava_state
 from mmexp.model import Plan
 from mmexp.prompt import ChatTemplate, DynamicTiles
@@ -38,7 +38,7 @@ def built(plan: Plan) -> Any:
 
 
 def exported(plan: Plan, out: Path) -> Any:
-    export = LlavaExport(plan, out)
+    export = Export(plan, out)
     export.check()
     return export.write(built(plan), [question(), question((40, 90), "And now?")], [MANIFEST])
 
@@ -119,14 +119,14 @@ def test_what_no_class_can_hold_is_refused_before_weights(
     make_plan: Callable[..., Plan], tmp_path: Path, changes: dict[str, Any], where: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        LlavaExport(make_plan(**changes), tmp_path / "out").check()
+        Export(make_plan(**changes), tmp_path / "out").check()
     assert error.value.where == where
 
 
 def test_a_folder_in_use_is_not_touched(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(ConfigError, match="exists"):
-        LlavaExport(make_plan(), tmp_path).check()
+        Export(make_plan(), tmp_path).check()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_wrong_folder_says_where_it_begins(
         state = llava_state(*args)
         return {**state, broken: state[broken] + 0.5}
 
-    monkeypatch.setattr("mmexp.hf.write.llava_state", wrong)
+    monkeypatch.setattr("mmexp.hf.llava_form.llava_state", wrong)
     with pytest.raises(CheckpointError, match=words):
         exported(make_plan(), tmp_path / "out")
     assert not (tmp_path / "out").exists()

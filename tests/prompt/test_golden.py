@@ -26,6 +26,7 @@ CASES = {
     "minigptv2": ("llama2", [("annotations", "llava_instruct.json", 2)]),
     "blip2_align": ("opt", [("annotations", "llava_pretrain.json", 3)]),
     "blip2_caption": ("opt", [("annotations", "llava_pretrain.json", 3)]),
+    "blip2_lora": ("opt", [("annotations", "llava_pretrain.json", 3)]),
     "blip2_vqa": ("opt", [("annotations", "llava_instruct.json", 2)]),
     "blip2_t5_align": ("llama2", [("annotations", "llava_pretrain.json", 3)]),
     "blip2_t5_caption": ("llama2", [("annotations", "llava_pretrain.json", 3)]),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mmexp.connector import MlpConfig, PerceiverConfig
-from mmexp.encoder import TinyVisionConfig
+from mmexp.encoder import LavisVisionConfig, TinyVisionConfig
+from mmexp.engine import RunDir, load_weights, save_weights
 from mmexp.errors import ConfigError
 from mmexp.llm import TinyLlmConfig
 from mmexp.model import Branch, MultimodalModel
@@ -132,4 +134,46 @@ def test_lora_opens_adapters_only_and_peft_reads_the_files(tmp_path: Path) -> No
 
 def test_lora_on_a_connector_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"stage\.policy\.connector"):
+        apply_policy(model(), {"encoder": "frozen", "connector": "lora", "llm": "frozen"}, LORA)
+
+
+@pytest.mark.parametrize("family", ["eva", "clip"])
+def test_adapters_on_a_lavis_encoder_beside_a_trained_norm(tmp_path: Path, family: Any) -> None:
+    config = LavisVisionConfig(path="", from_scratch=True, family=family, width=24, num_blocks=2, num_heads=2,
+                               mlp_width=36, patch_size_px=4, image_size_px=16)  # fmt: skip
+    torch.manual_seed(0)
+    encoder = config.build()
+    base = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    net = MultimodalModel(TinyLlmConfig().build(), {"image": Branch(encoder, MlpConfig().build(config.spec(), 32),
+                                                                    config.spec())})  # fmt: skip
+    policy = {"encoder": {"vit": "lora", "ln_vision": "full"}, "connector": "frozen", "llm": "frozen"}
+    parts = apply_policy(net, policy, LORA)
+    names = [name for name, p in encoder.named_parameters() if p.requires_grad]
+    adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names if ".lora_" in name}
+    assert adapted == ({"qkv", "proj", "fc1", "fc2"} if family == "eva" else {"out_proj", "c_fc", "c_proj"})
+    assert {name for name in names if ".lora_" not in name} == {"ln_vision.weight", "ln_vision.bias"}
+    images = torch.randn(2, 3, 16, 16)
+    encoder(images).square().sum().backward()
+    dead = [name for name, p in encoder.named_parameters() if "lora_B" in name and not p.grad.any()]
+    assert not dead, "an adapter that is never called"
+    for parameter in encoder.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    run = RunDir(tmp_path)
+    run.weights.mkdir()
+    save_weights(parts, {}, run)
+    assert [(entry["part"], entry["kind"]) for entry in run.manifest()["weights"]] == [("encoder", "full"),
+                                                                                     ("encoder", "lora")]  # fmt: skip
+    again = config.build()
+    again.load_state_dict(base)
+    load_weights({"encoder": again}, run)
+    torch.testing.assert_close(again(images), encoder.eval()(images), atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_on_a_piece_are_refused() -> None:
+    policy = {"encoder": "frozen", "connector": {"0": "lora", "1": "frozen", "2": "full"}, "llm": "frozen"}
+    with pytest.raises(ConfigError, match="lora on a piece of a transformer") as error:
+        apply_policy(model(), policy, LORA)
+    assert error.value.where == "stage.policy.connector.0"
+    with pytest.raises(ConfigError, match="no pretrained transformer"):
         apply_policy(model(), {"encoder": "frozen", "connector": "lora", "llm": "frozen"}, LORA)
