@@ -122,7 +122,7 @@ def test_recomputed_activations_are_those_of_used_positions(reentrant: bool) -> 
 
 def test_adapters_train_and_a_frozen_layer_does_not() -> None:
     llm = build(KNOWN["qwen2"]())
-    assert not add_lora(llm, LoraSettings(rank=2, dropout=0.0), "llm")
+    assert not add_lora(llm, LoraSettings(rank=2, alpha=2, dropout=0.0), "llm")
     for name, weight in llm.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
