@@ -101,8 +101,8 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> Tensor:
         wanted = [needed and task.wants_gradient for needed in ctx.needs_input_grad[1:]]
         parameters = (weight, bias, rows)
+        dtype = _compute_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):  # its cache must not keep casts without a graph
-            dtype = _compute_dtype(hidden)
             grads = [
                 torch.zeros_like(parameter, dtype=torch.float32) if parameter is not None and needed else None
                 for parameter, needed in zip(parameters, wanted[1:], strict=True)

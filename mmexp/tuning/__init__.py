@@ -2,6 +2,7 @@
 
 from mmexp.tuning.lora import LoraSettings, merge_adapter, save_adapter
 from mmexp.tuning.policy import TrainedPart, apply_policy, describe, parameter_groups
+from mmexp.tuning.storage import store_frozen
 
 __all__ = [
     "LoraSettings",
@@ -11,4 +12,5 @@ __all__ = [
     "merge_adapter",
     "parameter_groups",
     "save_adapter",
+    "store_frozen",
 ]

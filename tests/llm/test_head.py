@@ -115,8 +115,10 @@ def test_bfloat16_makes_its_loss_in_float32(where: str) -> None:
         hidden = hidden if where == "autocast" else hidden.bfloat16()
         assert head.loss(hidden, labels, 4).dtype == torch.float32
         grads = same(head, hidden, labels, 4, tolerance=2e-2)
-        loss, _ = run(head, hidden, labels, 4)
+        loss, _ = run(head, hidden, labels, 9)
+        assert loss == pytest.approx(run(head, hidden, labels, None)[0], rel=1e-6)  # the same rounded logits
     assert loss == pytest.approx(exact, rel=1e-2)
+    assert loss != pytest.approx(exact, rel=1e-6)
     for name, grad in wanted.items():
         assert float((grads[name].float() - grad).norm() / grad.norm()) < 2e-2
 
