@@ -123,7 +123,7 @@ def used_rows_attention(
 
 
 def _pieces(values: Tensor, segment_lengths: SegmentLengths) -> Iterator[Tensor]:
-    """float[B, heads, T, head width] to float[1, heads, t, head width] of every segment, and of the rest of each row."""
+    """float[B, heads, T, head width] to float[1, heads, t, head width] of every segment and of each row's rest."""
     flat = values.transpose(1, 2).flatten(0, 1)  # one split and no slices: its gradient is one concatenation
     sizes = [size for lengths in segment_lengths for size in (*lengths, values.shape[2] - sum(lengths))]
     return (piece.transpose(0, 1)[None] for piece in flat.split(sizes))

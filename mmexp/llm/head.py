@@ -115,7 +115,10 @@ class _ChunkedLoss(torch.autograd.Function):
                 part = _chunk(task, hidden[chunk].to(dtype), task.labels[chunk], pieces, any(wanted), total)
                 if hidden_grad is not None:
                     hidden_grad[chunk] = part
-        ctx.grads = [hidden_grad, *(None if g is None else g.to(p.dtype) for g, p in zip(grads, parameters))]
+        ctx.grads = [
+            hidden_grad,
+            *(None if g is None else g.to(p.dtype) for g, p in zip(grads, parameters, strict=True)),
+        ]
         return total
 
     @staticmethod

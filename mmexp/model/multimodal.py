@@ -66,7 +66,12 @@ class MultimodalModel(nn.Module):
         self.inputs = nn.ModuleDict(inputs)
 
     def forward(self, batch: Batch, rows: Tensor | None = None) -> Output:
-        """The last hidden states of every position, or of `rows` only (int64[K], ascending places in the flattened batch); the soft tokens."""
+        """The last hidden states, and the soft tokens.
+
+        Args:
+            batch: Rows of segments.
+            rows: int64[K], ascending places in the flattened batch whose hidden states are wanted; None for all.
+        """
         embeds, soft = self.embed(batch)
         hidden = self.llm.hidden(embeds, batch.positions, batch.segment_lengths, batch.prompt_lengths, rows)
         return Output(hidden=hidden, soft=soft)

@@ -53,9 +53,6 @@ class NextToken(nn.Module):
         """Loss sum and number of supervised tokens, named `lm`."""
         labels = batch.labels.flatten()[1:]  # the first label of a row is never supervised, so no row reaches another
         rows = (labels != IGNORE).nonzero().squeeze(1)
-        if self.prune_last_layer:
-            hidden = model(batch, rows).hidden
-        else:
-            hidden = model(batch).hidden.flatten(0, 1)[rows]
+        hidden = model(batch, rows).hidden if self.prune_last_layer else model(batch).hidden.flatten(0, 1)[rows]
         loss = model.llm.head.loss(hidden, labels[rows], self.chunk_rows)
         return Losses(sums={"lm": loss}, counts={"lm": batch.num_supervised})

@@ -1,4 +1,4 @@
-"""The last layer at used positions only, against all of it: hidden states, gradients of every weight and of the input."""
+"""The last layer at used positions only, against all of it: hidden states and gradients, of every weight too."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ KNOWN: dict[str, Callable[[], PretrainedConfig]] = {
 OTHERS: dict[str, Callable[[], PretrainedConfig]] = {
     "gemma3": lambda: transformers.Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=5),
     "phi3": lambda: transformers.Phi3Config(**SMALL),
-    "gpt2": lambda: transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=100, attn_pdrop=0, resid_pdrop=0),
+    "gpt2": lambda: transformers.GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, vocab_size=100, attn_pdrop=0, resid_pdrop=0
+    ),
     "opt with layer drop": lambda: transformers.OPTConfig(**OPT, layerdrop=0.5),
 }
 LAYOUTS = {
