@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from inspect import signature
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,7 +58,7 @@ def segment_attention(
         segment_lengths: Per row the lengths of its segments. None means an ordinary call (generation with a cache).
 
     Returns:
-        float[B, T, heads, head width] and no attention weights. Padding behind the last segment gives zeros.
+        float[B, T, heads, head width] and no attention weights. What stands at padding has no meaning.
     """
     if segment_lengths is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -64,6 +67,8 @@ def segment_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     window = kwargs.get("sliding_window")
+    if _suits_varlen(query, dropout):
+        return _varlen(query, key, value, segment_lengths, scaling, window), None
     width, mixed = value.shape[3], []
     pieces = zip(*(_pieces(part, segment_lengths) for part in (query, key, value)), strict=True)
     for lengths in segment_lengths:
@@ -122,11 +127,59 @@ def used_rows_attention(
     return torch.cat(mixed, dim=2)
 
 
+def compute_dtype(values: Tensor) -> torch.dtype:
+    """What matrix products of `values` are made in: the dtype of autocast where it is on."""
+    kind = values.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values.dtype
+
+
+def _suits_varlen(query: Tensor, dropout: float) -> bool:
+    """Whether all segments can be one call of the GPU kernel for sequences of different lengths."""
+    return query.is_cuda and compute_dtype(query) in (torch.bfloat16, torch.float16) and not dropout and _has_varlen()
+
+
+@lru_cache
+def _has_varlen() -> bool:
+    """Whether torch has the kernel with the arguments that are needed (2.10 has it without some of them)."""
+    if find_spec("torch.nn.attention.varlen") is None:
+        return False
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"scale", "window_size", "enable_gqa"} <= signature(varlen_attn).parameters.keys()
+
+
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment_lengths: SegmentLengths,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """As `segment_attention`, in one call; padding is a segment like others, whose output nobody uses."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    sizes = _sizes(segment_lengths, query.shape[2])
+    ends = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32).to(query.device, non_blocking=True)
+    dtype = compute_dtype(query)  # autocast does not know the kernel
+    flat = (part.transpose(1, 2).flatten(0, 1).to(dtype) for part in (query, key, value))
+    reach = (-1 if window is None else window - 1, 0)  # how far a query sees back, and ahead
+    mixed = varlen_attn(
+        *flat, ends, ends, max(sizes), max(sizes), scale=scaling, window_size=reach,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return mixed.unflatten(0, (query.shape[0], query.shape[2]))  # type: ignore[union-attr]
+
+
+def _sizes(segment_lengths: SegmentLengths, num_columns: int) -> list[int]:
+    """Lengths of the segments of every row, each with the padding behind them."""
+    return [size for lengths in segment_lengths for size in (*lengths, num_columns - sum(lengths))]
+
+
 def _pieces(values: Tensor, segment_lengths: SegmentLengths) -> Iterator[Tensor]:
     """float[B, heads, T, head width] to float[1, heads, t, head width] of every segment and of each row's rest."""
     flat = values.transpose(1, 2).flatten(0, 1)  # one split and no slices: its gradient is one concatenation
-    sizes = [size for lengths in segment_lengths for size in (*lengths, values.shape[2] - sum(lengths))]
-    return (piece.transpose(0, 1)[None] for piece in flat.split(sizes))
+    return (piece.transpose(0, 1)[None] for piece in flat.split(_sizes(segment_lengths, values.shape[2])))
 
 
 def _one_segment(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from mmexp.llm.attention import compute_dtype
 from mmexp.llm.rows import GrownHead
 
 
@@ -101,7 +102,7 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> Tensor:
         wanted = [needed and task.wants_gradient for needed in ctx.needs_input_grad[1:]]
         parameters = (weight, bias, rows)
-        dtype = _compute_dtype(hidden)
+        dtype = compute_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):  # its cache must not keep casts without a graph
             grads = [
                 torch.zeros_like(parameter, dtype=torch.float32) if parameter is not None and needed else None
@@ -128,11 +129,6 @@ class _ChunkedLoss(torch.autograd.Function):
             raise RuntimeError("the gradients of a chunked loss are made once; chunk_rows=null for a second backward")
         grads, ctx.grads = ctx.grads, None
         return None, *(None if grad is None else grad.mul_(grad_output) for grad in grads)
-
-
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
 def _pieces(task: _Task, parameters: list[Tensor | None], grads: list[Tensor | None]) -> list[_Piece]:
