@@ -101,30 +101,30 @@ def _opt(layer: Any, hidden: Tensor, used: UsedRows, segment_lengths: SegmentLen
 
 
 class _LastLlama(LlamaDecoderLayer):
-    def forward(self, hidden_states: Tensor, used: UsedRows | None = None, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, used: UsedRows | None = None, **kwargs: Any) -> Tensor:
         if used is None:
-            return super().forward(hidden_states, **kwargs)
+            return super().forward(hidden_states, *args, **kwargs)
         return _llama(self, hidden_states, used, **kwargs)
 
 
 class _LastQwen2(Qwen2DecoderLayer):
-    def forward(self, hidden_states: Tensor, used: UsedRows | None = None, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, used: UsedRows | None = None, **kwargs: Any) -> Tensor:
         if used is None:
-            return super().forward(hidden_states, **kwargs)
+            return super().forward(hidden_states, *args, **kwargs)
         return _llama(self, hidden_states, used, **kwargs)
 
 
 class _LastMistral(MistralDecoderLayer):
-    def forward(self, hidden_states: Tensor, used: UsedRows | None = None, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, used: UsedRows | None = None, **kwargs: Any) -> Tensor:
         if used is None:
-            return super().forward(hidden_states, **kwargs)
+            return super().forward(hidden_states, *args, **kwargs)
         return _llama(self, hidden_states, used, **kwargs)
 
 
 class _LastOpt(OPTDecoderLayer):
-    def forward(self, hidden_states: Tensor, used: UsedRows | None = None, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, used: UsedRows | None = None, **kwargs: Any) -> Tensor:
         if used is None:
-            return super().forward(hidden_states, **kwargs)
+            return super().forward(hidden_states, *args, **kwargs)
         return _opt(self, hidden_states, used, **kwargs)
 
 
