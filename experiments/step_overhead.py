@@ -58,7 +58,7 @@ def make_job(folder: Path, steps: int) -> StageJob:
         data=LlavaJsonConfig(path=str(folder / "rows.json")),
         objective=NextTokenConfig(),
         policy=POLICY,
-        init_from=None,
+        init_from=(),
         lora=LoraSettings(),
         lr=1e-3,
         lr_by_part={},

@@ -234,7 +234,7 @@ class Output:
     """What a forward pass gives to an objective."""
 
     hidden: Tensor
-    """float[B, T, D], the LLM's last hidden states"""
+    """float[B, T, D], the LLM's last hidden states; float[K, D] where rows were asked for"""
     soft: Mapping[str, Tensor]
     """Per modality float[M, N, D], the connector's output"""
 

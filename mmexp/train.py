@@ -39,8 +39,13 @@ def train(invocation: Invocation) -> None:
     setup_logging(run.path / "run.log")
     show_plan(exp, run)
     module = fit(exp.job(run), show_trained)
-    assert module.model is not None
-    results = evaluate_run(Generator(module.model, exp.plan, module.objective), exp.benchmarks, run)
+    if module.has_cast:  # answers come from the base weights, as they do in every later evaluation
+        module.model = None
+        generator = exp.load_generator(run)
+    else:
+        assert module.model is not None
+        generator = Generator(module.model, exp.plan, module.objective)
+    results = evaluate_run(generator, exp.benchmarks, run)
     run.update_manifest(status="finished", wall_s=round(time.monotonic() - started, 1), peak_memory_mb=peak_memory_mb())
     finish(run, results, write_report(run.path))
 

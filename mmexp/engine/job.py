@@ -231,6 +231,7 @@ def _recipe(job: StageJob, num_steps: int) -> Recipe:
         grad_clip=job.grad_clip,
         num_steps=num_steps,
         accumulate=job.accumulate,
+        cast_frozen=job.trainer.cast_frozen,
         seed=job.seed,
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import MixedPrecision
 
 from mmexp.contracts import Batch, Losses
 from mmexp.engine.chain import Changed, Start, load_starts
@@ -20,7 +21,7 @@ from mmexp.engine.gather import gather_rows
 from mmexp.engine.optim import AdamWCosineConfig, clip_and_check
 from mmexp.errors import DataError
 from mmexp.llm import quantize_llm, require_library
-from mmexp.tuning import LoraSettings, TrainedPart, apply_policy, describe, parameter_groups
+from mmexp.tuning import LoraSettings, TrainedPart, apply_policy, describe, parameter_groups, store_frozen
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,6 +63,8 @@ class Recipe:
     """Optimizer steps of the whole run."""
     accumulate: int = 1
     """Micro-batches in one optimizer step on each rank."""
+    cast_frozen: bool = True
+    """Whether frozen matrices are stored in the dtype of autocast."""
     seed: int = 0
 
 
@@ -108,6 +111,8 @@ class TrainingModule(LightningModule):
         """Gradient norm of the last optimizer step, before clipping."""
         self.num_skipped = 0
         """Optimizer steps left out because a gradient was not finite."""
+        self.has_cast = False
+        """Whether frozen weights are stored in less than the base weights' precision, for training under autocast."""
         self._bad_in_a_row = 0
         self._window = (0, 0)
         self._window_ids: list[str] = []
@@ -135,11 +140,20 @@ class TrainingModule(LightningModule):
         apply_policy(self.model, recipe.policy, recipe.lora, recipe.live_dropout, recipe.new_tokens)
         if not recipe.allow_random_frozen:
             require_loaded(self.plan, self.parts(), self.changed, recipe.policy)
+        if recipe.cast_frozen and self._computes_in_bfloat16():
+            freed = store_frozen(self.parts(), torch.bfloat16, self.changed)
+            self.has_cast = freed > 0
+            log.info("frozen matrices are stored in bfloat16: %.1f MB less", freed / 2**20)
 
     def _target_device(self) -> torch.device:
         """Where the strategy will move the model; the module's own device without a trainer."""
         trainer = self._trainer
         return self.device if trainer is None else trainer.strategy.root_device
+
+    def _computes_in_bfloat16(self) -> bool:
+        """Whether the Trainer runs under plain autocast to bfloat16 (FSDP and DeepSpeed have their own ways)."""
+        plugin = self._trainer.precision_plugin if self._trainer is not None else None
+        return type(plugin) is MixedPrecision and plugin.precision == "bf16-mixed"
 
     def parts(self) -> dict[str, nn.Module]:
         """Encoder, connector, llm, ... and `objective` when it owns weights."""

@@ -33,6 +33,9 @@ class TrainerConfig:
     """Lightning strategy: auto, ddp, fsdp, deepspeed_stage_2, ..."""
     precision: str = "32-true"
     """32-true, bf16-mixed, ..."""
+    cast_frozen: bool = True
+    """With bf16-mixed, whether frozen matrices are stored in bfloat16, which autocast makes of them anyway: half their
+    memory, and results that are bit-equal."""
     max_steps: int | None = None
     """Optimizer steps; null takes the stage's own length."""
     log_every_n_steps: int = 10

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from inspect import signature
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -14,6 +18,15 @@ if TYPE_CHECKING:
 NAME = "mmexp_segments"
 
 SegmentLengths = Sequence[Sequence[int]]
+
+
+class UsedRows(NamedTuple):
+    """The positions of a batch whose hidden states are used behind the last layer."""
+
+    index: Tensor
+    """int64[K], ascending places in the flattened batch"""
+    places: Sequence[Tensor]
+    """Per segment, in their order, which of its own positions: int64[k], ascending and possibly empty"""
 
 
 def register() -> str:
@@ -45,7 +58,7 @@ def segment_attention(
         segment_lengths: Per row the lengths of its segments. None means an ordinary call (generation with a cache).
 
     Returns:
-        float[B, T, heads, head width] and no attention weights. Padding behind the last segment gives zeros.
+        float[B, T, heads, head width] and no attention weights. What stands at padding has no meaning.
     """
     if segment_lengths is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -54,31 +67,139 @@ def segment_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     window = kwargs.get("sliding_window")
-    rows = []
-    for row, lengths in enumerate(segment_lengths):
-        pieces = [
-            _one_segment(q, k, v, scaling, dropout, window)
-            for q, k, v in zip(
-                *(part[row : row + 1, :, : sum(lengths)].split(list(lengths), dim=2) for part in (query, key, value)),
-                strict=True,
-            )
-        ]
-        padding = query.shape[2] - sum(lengths)
-        if padding:
-            pieces.append(query.new_zeros(1, query.shape[1], padding, value.shape[3]))
-        rows.append(torch.cat(pieces, dim=2))
-    return torch.cat(rows).transpose(1, 2).contiguous(), None
+    if _suits_varlen(query, dropout):
+        return _varlen(query, key, value, segment_lengths, scaling, window), None
+    width, mixed = value.shape[3], []
+    pieces = zip(*(_pieces(part, segment_lengths) for part in (query, key, value)), strict=True)
+    for lengths in segment_lengths:
+        for _ in lengths:
+            mixed.append(_one_segment(*next(pieces), scaling, dropout, window)[0].transpose(0, 1))
+        padding = next(pieces)[0]
+        mixed.append(padding.new_zeros(padding.shape[2], query.shape[1], width))
+    return torch.cat(mixed).unflatten(0, (query.shape[0], query.shape[2])), None
+
+
+def used_rows(rows: Tensor, segment_lengths: SegmentLengths, num_columns: int) -> UsedRows:
+    """Which positions of which segments are used.
+
+    Args:
+        rows: int64[K], ascending places in the flattened batch, none of them padding.
+        segment_lengths: Per row the lengths of its segments.
+        num_columns: T
+    """
+    ends = torch.tensor(
+        [row * num_columns + end for row, lengths in enumerate(segment_lengths) for end in accumulate(lengths)]
+    )
+    starts = ends - torch.tensor([length for lengths in segment_lengths for length in lengths])
+    counts = torch.searchsorted(rows.cpu(), ends).diff(prepend=ends.new_zeros(1))
+    return UsedRows(rows, (rows - starts.repeat_interleave(counts).to(rows.device)).split(counts.tolist()))
+
+
+def used_rows_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    used: UsedRows,
+    segment_lengths: SegmentLengths,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    window: int | None = None,
+) -> Tensor:
+    """What `segment_attention` gives at used positions.
+
+    Args:
+        query: float[1, heads, K, head width], of the used positions.
+        key: float[B, heads, T, head width], of all; `value` alike.
+
+    Returns:
+        float[1, heads, K, head width]
+    """
+    keys, values = _pieces(key, segment_lengths), _pieces(value, segment_lengths)
+    places, queries = iter(used.places), iter(query.split([len(each) for each in used.places], dim=2))
+    mixed = []
+    for lengths in segment_lengths:
+        for _ in lengths:
+            own, asked, k, v = next(places), next(queries), next(keys), next(values)
+            if len(own):
+                distance = own[:, None] - torch.arange(k.shape[2], device=own.device)
+                mixed.append(_attend(asked, k, v, scaling, dropout, _within(distance, window)))
+        next(keys), next(values)  # padding
+    return torch.cat(mixed, dim=2)
+
+
+def compute_dtype(values: Tensor) -> torch.dtype:
+    """What matrix products of `values` are made in: the dtype of autocast where it is on."""
+    kind = values.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values.dtype
+
+
+def _suits_varlen(query: Tensor, dropout: float) -> bool:
+    """Whether all segments can be one call of the GPU kernel for sequences of different lengths."""
+    return query.is_cuda and compute_dtype(query) in (torch.bfloat16, torch.float16) and not dropout and _has_varlen()
+
+
+@lru_cache
+def _has_varlen() -> bool:
+    """Whether torch has the kernel with the arguments that are needed (2.10 has it without some of them)."""
+    if find_spec("torch.nn.attention.varlen") is None:
+        return False
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"scale", "window_size", "enable_gqa"} <= signature(varlen_attn).parameters.keys()
+
+
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment_lengths: SegmentLengths,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """As `segment_attention`, in one call; padding is a segment like others, whose output nobody uses."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    sizes = _sizes(segment_lengths, query.shape[2])
+    ends = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32).to(query.device, non_blocking=True)
+    dtype = compute_dtype(query)  # autocast does not know the kernel
+    flat = (part.transpose(1, 2).flatten(0, 1).to(dtype) for part in (query, key, value))
+    reach = (-1 if window is None else window - 1, 0)  # how far a query sees back, and ahead
+    mixed = varlen_attn(
+        *flat, ends, ends, max(sizes), max(sizes), scale=scaling, window_size=reach,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return mixed.unflatten(0, (query.shape[0], query.shape[2]))  # type: ignore[union-attr]
+
+
+def _sizes(segment_lengths: SegmentLengths, num_columns: int) -> list[int]:
+    """Lengths of the segments of every row, each with the padding behind them."""
+    return [size for lengths in segment_lengths for size in (*lengths, num_columns - sum(lengths))]
+
+
+def _pieces(values: Tensor, segment_lengths: SegmentLengths) -> Iterator[Tensor]:
+    """float[B, heads, T, head width] to float[1, heads, t, head width] of every segment and of each row's rest."""
+    flat = values.transpose(1, 2).flatten(0, 1)  # one split and no slices: its gradient is one concatenation
+    return (piece.transpose(0, 1)[None] for piece in flat.split(_sizes(segment_lengths, values.shape[2])))
 
 
 def _one_segment(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, window: int | None
 ) -> Tensor:
-    length = query.shape[2]
-    mask = None
+    length, mask = query.shape[2], None
     if window is not None and length > window:
         index = torch.arange(length, device=query.device)
-        distance = index[:, None] - index[None, :]
-        mask = (distance >= 0) & (distance < window)
+        mask = _within(index[:, None] - index, window)
+    return _attend(query, key, value, scaling, dropout, mask)
+
+
+def _within(distance: Tensor, window: int | None) -> Tensor:
+    """Which keys are seen that lie so far in front of the query."""
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, mask: Tensor | None
+) -> Tensor:
     return functional.scaled_dot_product_attention(
         query,
         key,

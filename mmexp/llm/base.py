@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mmexp.contracts import LlmSpec
+    from mmexp.llm.head import Head
 
 
 class LlmConfig(Protocol):
@@ -71,8 +72,12 @@ class Llm(Protocol):
         positions: Tensor,
         segment_lengths: Sequence[Sequence[int]],
         prompt_lengths: Sequence[Sequence[int]],
+        rows: Tensor | None = None,
     ) -> Tensor:
         """float[B, T, D] to the last hidden states float[B, T, D], each of which predicts the token behind it.
+
+        With `rows`, int64[K] ascending places in the flattened batch that are no padding, only theirs, float[K, D]; an
+        LLM that can then leaves out what nobody uses.
 
         Attention stays inside segments. `prompt_lengths` says, per row and segment, how many positions stand in front
         of the first target: an encoder-decoder reads them with its encoder, a decoder-only LLM has no use for it.
@@ -81,6 +86,11 @@ class Llm(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float[..., D] to float[..., V]."""
+        ...
+
+    @property
+    def head(self) -> Head:
+        """How the logits are made, for a loss that does not hold them all."""
         ...
 
     def add_tokens(self, first: int, count: int) -> None:

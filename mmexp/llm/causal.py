@@ -13,6 +13,7 @@ from mmexp.errors import ConfigError
 from mmexp.llm import attention
 from mmexp.llm.checkpoint import LlmCheckpoint, spec_of
 from mmexp.llm.generation import generate_text
+from mmexp.llm.head import Head
 from mmexp.llm.rows import grow
 
 if TYPE_CHECKING:
@@ -73,7 +74,10 @@ class CausalLlm(nn.Module):
                 expected="an LLM without attention soft-capping",
                 where="llm.path",
             )
+        from mmexp.llm.last_layer import prune_last_layer
+
         self.model = model
+        self._prunes = prune_last_layer(model.get_decoder())
 
     def embed(self, input_ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(input_ids)
@@ -84,21 +88,29 @@ class CausalLlm(nn.Module):
         positions: Tensor,
         segment_lengths: Sequence[Sequence[int]],
         prompt_lengths: Sequence[Sequence[int]] = (),
+        rows: Tensor | None = None,
     ) -> Tensor:
-        return self.model.get_decoder()(
-            inputs_embeds=embeds, position_ids=positions, use_cache=False, segment_lengths=segment_lengths
+        prunes = rows is not None and self._prunes and len(rows) > 0  # without rows no key would get its gradient
+        used = attention.used_rows(rows, segment_lengths, embeds.shape[1]) if prunes else None
+        hidden = self.model.get_decoder()(
+            inputs_embeds=embeds, position_ids=positions, use_cache=False, segment_lengths=segment_lengths, used=used
         ).last_hidden_state
+        if rows is None:
+            return hidden
+        return hidden[0] if prunes else hidden.flatten(0, 1).index_select(0, rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        return self.head.logits(hidden)
+
+    @property
+    def head(self) -> Head:
         config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(hidden)
-        if getattr(config, "logits_scaling", None):  # Granite divides
-            logits = logits / config.logits_scaling
-        if getattr(config, "logit_scale", None):  # Cohere multiplies
-            logits = logits * config.logit_scale
-        if getattr(config, "final_logit_softcapping", None):  # Gemma
-            logits = torch.tanh(logits / config.final_logit_softcapping) * config.final_logit_softcapping
-        return logits
+        scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
+        return Head(
+            linear=self.model.get_output_embeddings(),
+            scale=scale / (getattr(config, "logits_scaling", None) or 1.0),  # Granite divides
+            cap=getattr(config, "final_logit_softcapping", None),  # Gemma
+        )
 
     def add_tokens(self, first: int, count: int) -> None:
         grow(self.model, first, count)

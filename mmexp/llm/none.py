@@ -58,7 +58,14 @@ class NoLlm(nn.Module):
     def embed(self, input_ids: Tensor) -> Tensor:
         _refuse()
 
-    def hidden(self, embeds: Tensor, positions: Tensor, segment_lengths: Sequence[Sequence[int]]) -> Tensor:
+    def hidden(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        segment_lengths: Sequence[Sequence[int]],
+        prompt_lengths: Sequence[Sequence[int]] = (),
+        rows: Tensor | None = None,
+    ) -> Tensor:
         _refuse()
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 from mmexp.errors import ConfigError
 from mmexp.llm.checkpoint import LlmCheckpoint, spec_of
 from mmexp.llm.generation import generate_text
+from mmexp.llm.head import Head
 from mmexp.llm.rows import grow
 
 if TYPE_CHECKING:
@@ -128,27 +129,33 @@ class Seq2SeqLlm(nn.Module):
         positions: Tensor,
         segment_lengths: Sequence[Sequence[int]],
         prompt_lengths: Sequence[Sequence[int]],
+        rows: Tensor | None = None,
     ) -> Tensor:
         both = Sides(*(part.to(embeds.device) for part in sides(segment_lengths, prompt_lengths, embeds.shape[1])))
-        rows = embeds.flatten(0, 1)
+        flat = embeds.flatten(0, 1)
         start = torch.full_like(both.fed[:, :1], self.model.config.decoder_start_token_id)
         encoded = self.model.get_encoder()(
-            inputs_embeds=rows[both.read], attention_mask=both.read_mask
+            inputs_embeds=flat[both.read], attention_mask=both.read_mask
         ).last_hidden_state
         written = self.model.get_decoder()(
-            inputs_embeds=torch.cat([self.embed(start), rows[both.fed[:, 1:]]], dim=1),
+            inputs_embeds=torch.cat([self.embed(start), flat[both.fed[:, 1:]]], dim=1),
             attention_mask=both.fed_mask,
             encoder_hidden_states=encoded,
             encoder_attention_mask=both.read_mask,
             use_cache=False,
         ).last_hidden_state
         said = written[both.fed_mask.bool()]
-        return torch.zeros_like(rows, dtype=said.dtype).index_copy(0, both.said, said).view_as(embeds)
+        hidden = torch.zeros_like(flat, dtype=said.dtype).index_copy(0, both.said, said)
+        return hidden.view_as(embeds) if rows is None else hidden.index_select(0, rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        if getattr(self.model.config, "scale_decoder_outputs", False):  # T5 1.0, whose head is its embedding
-            hidden = hidden * self.model.config.d_model**-0.5
-        return self.model.get_output_embeddings()(hidden)
+        return self.head.logits(hidden)
+
+    @property
+    def head(self) -> Head:
+        config = self.model.config
+        shrinks = getattr(config, "scale_decoder_outputs", False)  # T5 1.0, whose head is its embedding
+        return Head(linear=self.model.get_output_embeddings(), scale=config.d_model**-0.5 if shrinks else 1.0)
 
     def add_tokens(self, first: int, count: int) -> None:
         grow(self.model, first, count)

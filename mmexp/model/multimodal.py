@@ -65,10 +65,15 @@ class MultimodalModel(nn.Module):
         self.llm: Any = llm
         self.inputs = nn.ModuleDict(inputs)
 
-    def forward(self, batch: Batch) -> Output:
-        """The last hidden states of every position, and the soft tokens."""
+    def forward(self, batch: Batch, rows: Tensor | None = None) -> Output:
+        """The last hidden states, and the soft tokens.
+
+        Args:
+            batch: Rows of segments.
+            rows: int64[K], ascending places in the flattened batch whose hidden states are wanted; None for all.
+        """
         embeds, soft = self.embed(batch)
-        hidden = self.llm.hidden(embeds, batch.positions, batch.segment_lengths, batch.prompt_lengths)
+        hidden = self.llm.hidden(embeds, batch.positions, batch.segment_lengths, batch.prompt_lengths, rows)
         return Output(hidden=hidden, soft=soft)
 
     def embed(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
-from torch.nn import functional
 
 from mmexp.contracts import IGNORE, Batch, Losses
 from mmexp.errors import ConfigError
@@ -22,12 +21,27 @@ class NextTokenConfig:
     Source: LLaVA, section 4.2: the answer tokens are predicted from the image and everything before them.
     """
 
+    chunk_rows: int | None = 256
+    """Positions whose logits exist at a time, with gradients made in the forward pass; null makes them all at once.
+    The result is the same up to rounding."""
+    prune_last_layer: bool = True
+    """Whether the LLM's last layer leaves out positions that predict nothing; LLMs that cannot do it go the long way.
+    The result is the same up to rounding."""
+
     def build(self, plan: Plan) -> NextToken:
-        return NextToken()
+        """Raises ConfigError for `chunk_rows` below 1."""
+        if self.chunk_rows is not None and self.chunk_rows < 1:
+            raise ConfigError(f"{self.chunk_rows}", expected="a whole number from 1 on, or null",
+                              where="objective.chunk_rows", fix="objective.chunk_rows=256")  # fmt: skip
+        return NextToken(self.chunk_rows, self.prune_last_layer)
 
 
 class NextToken(nn.Module):
     """The only place where labels are shifted by one; logits exist at supervised positions only."""
+
+    def __init__(self, chunk_rows: int | None = 256, prune_last_layer: bool = True) -> None:
+        super().__init__()
+        self.chunk_rows, self.prune_last_layer = chunk_rows, prune_last_layer
 
     def requires(self, plan: Plan) -> None:
         """Raises ConfigError when there is no LLM."""
@@ -37,9 +51,8 @@ class NextToken(nn.Module):
 
     def forward(self, model: MultimodalModel, batch: Batch) -> Losses:
         """Loss sum and number of supervised tokens, named `lm`."""
-        hidden = model(batch).hidden
-        labels = batch.labels[:, 1:]
-        chosen = labels != IGNORE
-        logits = model.llm.logits(hidden[:, :-1][chosen])
-        loss = functional.cross_entropy(logits.float(), labels[chosen], reduction="sum")
+        labels = batch.labels.flatten()[1:]  # the first label of a row is never supervised, so no row reaches another
+        rows = (labels != IGNORE).nonzero().squeeze(1)
+        hidden = model(batch, rows).hidden if self.prune_last_layer else model(batch).hidden.flatten(0, 1)[rows]
+        loss = model.llm.head.loss(hidden, labels[rows], self.chunk_rows)
         return Losses(sums={"lm": loss}, counts={"lm": batch.num_supervised})

@@ -3,6 +3,7 @@
 from mmexp.tuning.groups import parameter_groups
 from mmexp.tuning.lora import LoraSettings, has_adapter, merge_adapter, save_adapter
 from mmexp.tuning.policy import TrainedPart, apply_policy, describe
+from mmexp.tuning.storage import store_frozen
 
 __all__ = [
     "LoraSettings",
@@ -13,4 +14,5 @@ __all__ = [
     "merge_adapter",
     "parameter_groups",
     "save_adapter",
+    "store_frozen",
 ]

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmexp.data import Collator, LlavaJsonConfig
-from mmexp.engine import Interrupted, StageJob, fit, load_weights
+from mmexp.engine import Interrupted, StageJob, TrainerConfig, fit, load_weights
 from mmexp.engine.checkpoint import newest
 from mmexp.engine.module import TrainingModule
 from mmexp.errors import CheckpointError, ConfigError, DataError
@@ -200,3 +200,23 @@ def test_batches_move_to_a_device(make_job: Make) -> None:
     batch = Collator(pad_id=job.plan.tokenizer.pad_id)(items).to("meta")
     assert batch.input_ids.device.type == "meta"
     assert batch.media["image"].device.type == "meta"
+
+
+def test_frozen_weights_in_bfloat16_change_no_bit_and_are_not_handed_on(make_job: Make) -> None:
+    jobs = [
+        make_job(
+            name,
+            policy=ALIGN,
+            trainer=TrainerConfig(
+                accelerator="cpu", precision="bf16-mixed", cast_frozen=cast, log_every_n_steps=1,
+                checkpoint_every_n_steps=100,
+            ),
+        )
+        for name, cast in (("cast", True), ("plain", False))
+    ]  # fmt: skip
+    modules = [run(job) for job in jobs]
+    assert [module.has_cast for module in modules] == [True, False]
+    assert losses(jobs[0]) == losses(jobs[1])
+    assert_same_weights(*jobs)
+    again = run(make_job("next", policy=ALIGN, init_from=(jobs[0].run,)))
+    assert {p.dtype for p in again.parameters()} == {torch.float32}

@@ -1,0 +1,101 @@
+"""The page of `step_time.py`, made from its figures."""
+
+from __future__ import annotations
+
+import statistics
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from step_pair import OURS, THEIRS
+
+TARGETS = {"small_s1_fp32": 1.9, "small_s1_bf16": 2.0, "small_s2_fp32": 2.3, "small_s2_bf16": 2.5, "7b_s2_fp32": 1.6}
+HEAD = """# What does a training step cost?
+Made by `python experiments/step_time.py`, which says how; it measures nothing that is not exact. `small`: ViT of 12
+layers and 384, 224 px in patches of 16, on a Llama of 8 layers and 512, vocabulary 32,000. `7b`: the same Llama, with
+head and encoder only a few % of the weights, as in LLaVA-1.5-7B. `s1`: captions, the connector trains; `s2`:
+conversations of mixed lengths, connector and LLM train. Beside it transformers' `LlavaForConditionalGeneration` on
+padded rows, with its own loss. bf16 is autocast.
+"""
+
+
+def write_page(figures: dict[str, Any], page: Path) -> None:
+    """Writes what has been measured so far."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    parts = [HEAD, f"{versions}, one thread, process CPU time.\n"]
+    timed = {case: found for case, found in figures.items() if "seconds" in found}
+    if timed:
+        parts.append(_times(timed))
+    if any(len(found["seconds"]) > 2 for found in timed.values()):
+        parts.append(_ablations(timed))
+    if "memory" in figures:
+        parts.append(_memory(figures["memory"]))
+    if "head" in figures:
+        full, ours = figures["head"]["full"], figures["head"][OURS]
+        parts.append(
+            "Head and loss besides weights and hidden states, 4,096 positions of which 25 % are supervised, "
+            f"32,000 words: all logits with their float copy {full:.0f} MB, ours {ours:.0f} MB, "
+            f"1/{full / ours:.1f} (target 1/12).\n"
+        )
+    if "growth" in figures:
+        parts.append(_growth(figures["growth"]))
+    page.write_text("\n".join(parts), encoding="utf-8")
+
+
+def ratios(found: dict[str, Any], name: str = OURS) -> list[float]:
+    """Per round how many times as long transformers takes as a variant."""
+    return [theirs / ours for theirs, ours in zip(found["seconds"][THEIRS], found["seconds"][name], strict=True)]
+
+
+def _spread(values: list[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def _times(timed: dict[str, Any]) -> str:
+    lines = [
+        "| case | rounds | transformers | mmexp | ratio: median (lowest to highest) | target | share of the float32 "
+        "matmul limit | padding of their rows | supervised |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case, found in timed.items():
+        theirs, ours = (statistics.median(found["seconds"][name]) for name in (THEIRS, OURS))
+        target = TARGETS.get(case, "")
+        limit = _spread(found["limit"], ".0%") if "fp32" in case else ""
+        lines.append(
+            f"| {case} | {len(found['limit'])} | {theirs:.2f} s | {ours:.2f} s | {_spread(ratios(found), '.2f')} "
+            f"| {target} | {limit} | {found['padding']:.0%} | {found['supervised']:.0%} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _ablations(timed: dict[str, Any]) -> str:
+    cases = {case: found for case, found in timed.items() if len(found["seconds"]) > 2}
+    names = [name for name in next(iter(cases.values()))["seconds"] if name != THEIRS]
+    lines = ["Without, one after the other (each row has all that stands above it), as ratios to transformers:", ""]
+    lines += [f"| variant | {' | '.join(cases)} |", f"|---|{'---|' * len(cases)}"]
+    for name in names:
+        values = [f"{statistics.median(ratios(found, name)):.2f}" for found in cases.values()]
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    return "\n".join([*lines, ""])
+
+
+def _memory(found: dict[str, dict[str, float]]) -> str:
+    lines = [
+        "Largest resident memory of the second step, all libraries and weights included (target 0.40):",
+        "",
+        "| case | transformers | mmexp | share |",
+        "|---|---|---|---|",
+    ]
+    for case, each in found.items():
+        share = each[OURS] / each[THEIRS]
+        lines.append(f"| {case} | {each[THEIRS]:.0f} MB | {each[OURS]:.0f} MB | {share:.2f} |")
+    return "\n".join([*lines, ""])
+
+
+def _growth(found: dict[str, dict[str, list[float]]]) -> str:
+    lines = ["Seconds of a step for 1, 2, 4 and 8 times as much, and what a unit costs at 8 times against 1:", ""]
+    for what, each in found.items():
+        medians = {int(n): statistics.median(values) for n, values in each.items()}
+        shown = ", ".join(f"{value:.2f}" for value in medians.values())
+        lines.append(f"- {what}: {shown}; {medians[8] / 8 / medians[1]:.2f}")
+    return "\n".join([*lines, ""])
