@@ -6,14 +6,13 @@ import pytest
 
 from mmexp.errors import ConfigError
 from mmexp.sizing import GPUS, Arithmetic, Setup, Size, advise, gpu_named, options_for
+from mmexp.sizing.advice import SizeWith
 
 
-def sized(bytes_a_sample: dict[tuple[str, ...], tuple[float, float]], micro: int = 16):
+def sized(bytes_a_sample: dict[tuple[str, ...], tuple[float, float]], micro: int = 16) -> SizeWith:
     """Sizes that are a fixed part and one for each sample, by the option."""
-    asked: list[tuple[str, ...]] = []
 
     def size_with(overrides: tuple[str, ...]) -> Size | None:
-        asked.append(overrides)
         at = next((int(text.split("=")[1]) for text in overrides if "micro_batch_size" in text), micro)
         option = tuple(text for text in overrides if "micro_batch_size" not in text)
         if option not in bytes_a_sample:
@@ -21,23 +20,23 @@ def sized(bytes_a_sample: dict[tuple[str, ...], tuple[float, float]], micro: int
         fixed, each = bytes_a_sample[option]
         return Size(parts=(), peak=fixed + each * at, tokens=1, setup=Setup(batch_size=16, micro_batch_size=at))
 
-    return size_with, asked
+    return size_with
 
 
 def test_the_largest_micro_batch_that_fits_is_found() -> None:
-    size_with, asked = sized({(): (10, 2)})
+    size_with = sized({(): (10, 2)})
     ways = advise(Setup(batch_size=16, micro_batch_size=16), [()], size_with, memory_bytes=20)
     assert [(way.overrides, way.size.peak) for way in ways] == [(("stage.micro_batch_size=4",), 18)]
 
 
 def test_options_that_do_not_fit_or_are_mistakes_are_not_named() -> None:
-    size_with, _ = sized({(): (100, 1), ("a=1",): (5, 1)})
+    size_with = sized({(): (100, 1), ("a=1",): (5, 1)})
     ways = advise(Setup(batch_size=16, micro_batch_size=16), [(), ("a=1",), ("b=1",)], size_with, memory_bytes=30)
     assert [way.overrides for way in ways] == [("a=1",)]
 
 
 def test_an_option_gets_a_smaller_batch_when_it_needs_one() -> None:
-    size_with, _ = sized({("a=1",): (5, 4)})
+    size_with = sized({("a=1",): (5, 4)})
     ways = advise(Setup(batch_size=16, micro_batch_size=16), [("a=1",)], size_with, memory_bytes=30)
     assert [way.overrides for way in ways] == [("a=1", "stage.micro_batch_size=4")]
     assert ways[0].size.peak <= 30

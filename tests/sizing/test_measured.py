@@ -13,7 +13,8 @@ import pytest
 def _load() -> ModuleType:
     file = Path(__file__).parents[2] / "experiments" / "doctor_check.py"
     spec = importlib.util.spec_from_file_location("doctor_check", file)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = sys.modules["doctor_check"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
