@@ -108,7 +108,7 @@ def estimate(case: Case, job: Any) -> tuple[float, float]:
     """Peak bytes and FLOPs of a micro-batch, from the configuration alone."""
     import torch
 
-    from mmexp.sizing import Setup, arithmetic_of, size_stage, workload_of
+    from mmexp.sizing import Setup, arithmetic_of, size_stage, trace_stage, workload_of
     from mmexp.tuning import apply_policy
 
     model = job.plan.empty()
@@ -118,7 +118,7 @@ def estimate(case: Case, job: Any) -> tuple[float, float]:
     setup = Setup(batch_size=job.batch_size, micro_batch_size=job.micro_batch_size, precision=case.precision,
                   row=case.row)  # fmt: skip
     work = workload_of(job.plan, job.data)
-    size, _ = size_stage(job.plan, model, objective, setup, work)
+    size = size_stage(model, objective, setup, *trace_stage(job.plan, model, objective, setup, work))
     return size.peak, arithmetic_of(job.plan, model, objective, setup, work, None).per_sample * case.micro_batch_size
 
 

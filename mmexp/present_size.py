@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,12 +21,14 @@ from mmexp.sizing import (
     Arithmetic,
     Setup,
     Size,
+    Trace,
     Workload,
     advise,
     arithmetic_of,
     gpu_named,
     options_for,
     size_stage,
+    trace_stage,
     workload_of,
 )
 from mmexp.tuning import LoraSettings, apply_policy
@@ -78,7 +80,19 @@ class Sizing:
     @cached_property
     def size(self) -> Size:
         """Bytes on each device."""
-        return size_stage(self.exp.plan, *self._modules, self.setup, self.workload)[0]
+        return size_stage(*self._modules, self.setup, *self._trace)
+
+    @cached_property
+    def _trace(self) -> tuple[Trace, float]:
+        return trace_stage(self.exp.plan, *self._modules, self.setup, self.workload)
+
+    def devices_needed(self, memory_bytes: float) -> int | None:
+        """How many devices are enough for a job that shares everything out; None for others, and if no number is."""
+        counts = [2**power for power in range(_MOST_DEVICES.bit_length())]
+        larger = [replace(self.setup, num_devices=number) for number in counts if number > self.setup.num_devices]
+        fitting = (setup for setup in larger if size_stage(*self._modules, setup, *self._trace).peak <= memory_bytes)
+        found = next(fitting, None) if self.setup.sharding == "everything" else None
+        return None if found is None else found.num_devices
 
     @cached_property
     def arithmetic(self) -> Arithmetic:
@@ -186,24 +200,13 @@ def _judge(sizing: Sizing, invocation: Invocation, memory_bytes: int) -> None:
     def size_with(overrides: tuple[str, ...]) -> Size | None:
         return _resized(invocation, overrides)
 
-    needed = devices_needed(sizing.setup, size_with, memory_bytes)
+    needed = sizing.devices_needed(memory_bytes)
     if needed is not None:
-        console.print(f"{needed} of them would do: trainer.devices={needed}", soft_wrap=True)
+        console.print(f"with micro-batches of {size.setup.micro_batch_size} it takes {needed} of them", soft_wrap=True)
     stage, llm = sizing.exp.checked.spine.stage, sizing.exp.checked.parts["llm"]
     options = list(options_for(sizing.setup, stage.policy["llm"], getattr(llm, "dtype", "")))
-    ways = advise(sizing.setup, options, size_with, memory_bytes)
+    ways = advise(size, options, size_with, memory_bytes)
     console.print("\n".join(map(_way, ways)) or "nothing that was tried makes it fit", soft_wrap=True, markup=False)
-
-
-def devices_needed(setup: Setup, size_with: Any, memory_bytes: float) -> int | None:
-    """How many devices a job needs that shares everything out; None for others, and when no number is enough."""
-    number = 2 * setup.num_devices
-    while setup.sharding == "everything" and number <= _MOST_DEVICES:
-        size = size_with((f"trainer.devices={number}",))
-        if size is not None and size.peak <= memory_bytes:
-            return number
-        number *= 2
-    return None
 
 
 def _resized(invocation: Invocation, overrides: Sequence[str]) -> Size | None:

@@ -25,16 +25,16 @@ class Advice:
     """What it takes then."""
 
 
-def advise(setup: Setup, options: Sequence[tuple[str, ...]], size_with: SizeWith, memory_bytes: float) -> list[Advice]:
-    """The ways that fit, in the order of `options`; each with the largest micro-batch that does.
+def advise(now: Size, options: Sequence[tuple[str, ...]], size_with: SizeWith, memory_bytes: float) -> list[Advice]:
+    """The ways that fit, in the order of `options`; each with a micro-batch as large as was found to fit.
 
     Args:
-        setup: What does not fit.
-        options: Overrides to try.
+        now: What does not fit.
+        options: Overrides to try; an empty one stands for a smaller micro-batch alone.
         size_with: Sizes the stage with further overrides.
         memory_bytes: What a device has.
     """
-    found = (_with_largest_batch(option, setup.micro_batch_size, size_with, memory_bytes) for option in options)
+    found = (_with_largest_batch(option, now, size_with, memory_bytes) for option in options)
     return [advice for advice in found if advice is not None]
 
 
@@ -59,27 +59,24 @@ def options_for(setup: Setup, llm_policy: Any, llm_dtype: str) -> Iterator[tuple
         yield (f"trainer.devices={2 * setup.num_devices}",)
 
 
-def _with_largest_batch(
-    option: tuple[str, ...], micro_batch_size: int, size_with: SizeWith, memory_bytes: float
-) -> Advice | None:
+def _with_largest_batch(option: tuple[str, ...], now: Size, size_with: SizeWith, memory_bytes: float) -> Advice | None:
     """The option alone when that is enough, else with a smaller micro-batch; None when not even one sample fits.
 
     The peak is the largest of several sums that grow with the micro-batch, so between two sizes it lies below their
     straight line, which says where to try.
     """
-    whole = size_with(option) if option else None
+    whole = size_with(option) if option else now
     if whole is not None and whole.peak <= memory_bytes:
         return Advice(overrides=option, size=whole)
-    largest = whole.setup.micro_batch_size if whole else micro_batch_size
     one = _smaller(option, 1, size_with)
-    if one is None or one.size.peak > memory_bytes or (option and whole is None):
+    if one is None or one.size.peak > memory_bytes:
         return None
-    halves = [largest // 2**step for step in range(1, largest.bit_length()) if largest // 2**step > 1]
-    tried = [half for half in halves if whole is None or _line(one.size, whole, half) <= memory_bytes]
-    for half in tried:
-        advice = _smaller(option, half, size_with)
-        if advice is not None and advice.size.peak <= memory_bytes:
-            return advice
+    largest = now.setup.micro_batch_size
+    for half in (largest >> step for step in range(1, largest.bit_length() - 1)):
+        if whole is None or _line(one.size, whole, half) <= memory_bytes:
+            advice = _smaller(option, half, size_with)
+            if advice is not None and advice.size.peak <= memory_bytes:
+                return advice
     return one
 
 

@@ -63,10 +63,10 @@ class Size:
         return sum(getattr(part, column) for part in self.parts)
 
 
-def size_stage(
+def trace_stage(
     plan: Plan, model: MultimodalModel, objective: nn.Module, setup: Setup, workload: Workload
-) -> tuple[Size, Trace]:
-    """The bytes of a stage, and the traced micro-batch behind them.
+) -> tuple[Trace, float]:
+    """The fullest micro-batch of a stage, and the tokens of each of its samples.
 
     Args:
         plan: The model's plan.
@@ -74,9 +74,6 @@ def size_stage(
         objective: Built on the device `meta`.
         setup: How it runs.
         workload: How long its samples are.
-
-    Source: Rajbhandari et al. 2020, ZeRO, sections 3 and 5 (what is shared out); Zhao et al. 2023, PyTorch FSDP,
-    section 3.2 (units that are gathered for use: here each repeated block, and the rest as one).
     """
     quantised = quantised_weights(model, setup.quantize)
     tokens = workload.fullest(setup.micro_batch_size, setup.is_by_length)
@@ -87,7 +84,16 @@ def size_stage(
         in_half = setup.runs_in_half or (setup.has_autocast and id(tensor) in quantised)
         return torch.bfloat16 if in_half and tensor.is_floating_point() else tensor.dtype
 
-    trace = trace_step(model, objective, batch, setup.has_autocast, setup.accumulate, dtype_of)
+    return trace_step(model, objective, batch, setup.has_autocast, setup.accumulate, dtype_of), tokens
+
+
+def size_stage(model: MultimodalModel, objective: nn.Module, setup: Setup, trace: Trace, tokens: float) -> Size:
+    """The bytes of a stage whose fullest micro-batch, of samples of `tokens` tokens, was traced.
+
+    Source: Rajbhandari et al. 2020, ZeRO, sections 3 and 5 (what is shared out); Zhao et al. 2023, PyTorch FSDP,
+    section 3.2 (units that are gathered for use: here each repeated block, and the rest as one).
+    """
+    quantised = quantised_weights(model, setup.quantize)
     parts = tuple(
         _part(name, module, trace, setup, quantised)
         for name, module in {**model.parts(), "objective": objective}.items()
@@ -98,7 +104,7 @@ def size_stage(
     gradients = sum(part.gradients for part in parts)
     rest = sum(part.weights + part.optimizer for part in parts)
     peak = rest + trace.peak_bytes(gradients) + _extra(model, setup, gradients)
-    return Size(parts=(*parts, logits), peak=peak, tokens=tokens, setup=setup), trace
+    return Size(parts=(*parts, logits), peak=peak, tokens=tokens, setup=setup)
 
 
 def quantised_weights(model: MultimodalModel, quantize: str) -> dict[int, nn.Parameter]:

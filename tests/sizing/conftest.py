@@ -20,7 +20,7 @@ from mmexp.llm import TinyLlmConfig
 from mmexp.model import InputPlan, MultimodalModel, Plan
 from mmexp.objective import NextTokenConfig
 from mmexp.prompt import ChatTemplate
-from mmexp.sizing import Setup, Size, Trace, Workload, size_stage
+from mmexp.sizing import Setup, Size, Trace, Workload, size_stage, trace_stage
 from mmexp.tuning import LoraSettings, apply_policy
 
 INSTRUCT = {"encoder": "frozen", "connector": "full", "llm": "full"}
@@ -46,7 +46,9 @@ class Small:
 
     def size(self, workload: Workload | None = None, **setup: Any) -> tuple[Size, Trace]:
         settings = Setup(**{"batch_size": 2, "micro_batch_size": 2, **setup})
-        return size_stage(self.plan, self.model(), self.objective, settings, workload or work())
+        model, objective = self.model(), self.objective
+        trace, tokens = trace_stage(self.plan, model, objective, settings, workload or work())
+        return size_stage(model, objective, settings, trace, tokens), trace
 
 
 def work(tokens: float = 40, **changes: Any) -> Workload:

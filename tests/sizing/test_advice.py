@@ -8,6 +8,8 @@ from mmexp.errors import ConfigError
 from mmexp.sizing import GPUS, Arithmetic, Setup, Size, advise, gpu_named, options_for
 from mmexp.sizing.advice import SizeWith
 
+NOW = Size(parts=(), peak=42, tokens=1, setup=Setup(batch_size=16, micro_batch_size=16))
+
 
 def sized(bytes_a_sample: dict[tuple[str, ...], tuple[float, float]], micro: int = 16) -> SizeWith:
     """Sizes that are a fixed part and one for each sample, by the option."""
@@ -25,19 +27,19 @@ def sized(bytes_a_sample: dict[tuple[str, ...], tuple[float, float]], micro: int
 
 def test_the_largest_micro_batch_that_fits_is_found() -> None:
     size_with = sized({(): (10, 2)})
-    ways = advise(Setup(batch_size=16, micro_batch_size=16), [()], size_with, memory_bytes=20)
+    ways = advise(NOW, [()], size_with, memory_bytes=20)
     assert [(way.overrides, way.size.peak) for way in ways] == [(("stage.micro_batch_size=4",), 18)]
 
 
 def test_options_that_do_not_fit_or_are_mistakes_are_not_named() -> None:
     size_with = sized({(): (100, 1), ("a=1",): (5, 1)})
-    ways = advise(Setup(batch_size=16, micro_batch_size=16), [(), ("a=1",), ("b=1",)], size_with, memory_bytes=30)
+    ways = advise(NOW, [(), ("a=1",), ("b=1",)], size_with, memory_bytes=30)
     assert [way.overrides for way in ways] == [("a=1",)]
 
 
 def test_an_option_gets_a_smaller_batch_when_it_needs_one() -> None:
     size_with = sized({("a=1",): (5, 4)})
-    ways = advise(Setup(batch_size=16, micro_batch_size=16), [("a=1",)], size_with, memory_bytes=30)
+    ways = advise(NOW, [("a=1",)], size_with, memory_bytes=30)
     assert [way.overrides for way in ways] == [("a=1", "stage.micro_batch_size=4")]
     assert ways[0].size.peak <= 30
 
