@@ -68,9 +68,9 @@ def trace_step(
         dtype_of: What a tensor of the model is stored as while the step runs.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with _materialised([model, objective], fake, dtype_of) as parameters:
-        watch = _Watch(fake, parameters, keeps_gradients=accumulate > 1)
-        media = {name: _fake_like(value, fake, dtype_of(value)) for name, value in batch.media.items()}
+    media = {name: _fake_like(value, fake, dtype_of(value)) for name, value in batch.media.items()}
+    with _materialised([model, objective], fake, dtype_of) as tensors:
+        watch = _Watch(fake, [*tensors, *media.values()], keeps_gradients=accumulate > 1)
         with _labelled(model, objective, watch), watch:
             with torch.autocast("cpu", torch.bfloat16, enabled=has_autocast):
                 losses = objective(model, replace(batch, media=media))
@@ -86,20 +86,22 @@ def trace_step(
 class _Watch(TorchDispatchMode):
     """Counts operations, and the bytes of every storage from its first to its last moment."""
 
-    def __init__(self, fake: FakeTensorMode, parameters: list[nn.Parameter], keeps_gradients: bool) -> None:
+    def __init__(self, fake: FakeTensorMode, tensors: list[Tensor], keeps_gradients: bool) -> None:
         super().__init__()
         self.fake, self.label = fake, ""
         self.flops = self.held = 0
         self.held_by: Counter[str] = Counter()
         self.moments: list[tuple[int, float]] = []
         self._storages: dict[int, tuple[Any, int, str]] = {}
-        self._trained = [parameter for parameter in parameters if parameter.requires_grad]
+        self._outside = {tensor.untyped_storage()._cdata for tensor in tensors}  # whose views are no activations
+        self._trained = [tensor for tensor in tensors if tensor.requires_grad]
         self._total = max(1, sum(_nbytes(parameter) for parameter in self._trained))
         self._keeps, self._share = keeps_gradients, 1.0
         for parameter in self._trained:
             parameter.register_post_accumulate_grad_hook(self._arrived)
             if keeps_gradients:
                 parameter.grad = _fake_like(parameter.detach(), fake, parameter.dtype)
+                self._outside.add(parameter.grad.untyped_storage()._cdata)
 
     def start_backward(self) -> None:
         """Lightning drops the old gradients here, between forward and backward pass."""
@@ -128,7 +130,7 @@ class _Watch(TorchDispatchMode):
     def _hold(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._storages:
+        if key in self._storages or key in self._outside:
             return
         size = storage.nbytes()
         self._storages[key] = (weakref.ref(storage, lambda _: self._drop(key)), size, self.label)
@@ -145,7 +147,7 @@ class _Watch(TorchDispatchMode):
 @contextmanager
 def _materialised(
     modules: list[nn.Module], fake: FakeTensorMode, dtype_of: Callable[[Tensor], torch.dtype]
-) -> Iterator[list[nn.Parameter]]:
+) -> Iterator[list[Tensor]]:
     """Puts tensors that claim to be on the CPU in place of those on `meta`, and the old ones back at the end."""
     swapped: list[tuple[dict[str, Any], str, Any]] = []
     made: dict[int, Any] = {}
@@ -158,7 +160,7 @@ def _materialised(
                     swapped.append((tensors, name, old))
                     tensors[name] = made[id(old)]  # a tensor that two modules share stays one
     try:
-        yield [tensor for tensor in made.values() if isinstance(tensor, nn.Parameter)]
+        yield list(made.values())
     finally:
         for tensors, name, old in swapped:
             tensors[name] = old
