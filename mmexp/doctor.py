@@ -1,28 +1,30 @@
-"""The plan without weights: `python -m mmexp.doctor recipe=llava15`. Run it first; paste it in issues."""
+"""The plan without weights: `python -m mmexp.doctor recipe=llava15 gpu=a100_80gb`. Run it first; paste it in issues."""
 
 from __future__ import annotations
 
-from mmexp.config import Invocation, launch
+from mmexp.config import DoctorConfig, Invocation, check_besides, launch, own_keys
 
 
 def body(invocation: Invocation) -> None:
-    """Shapes, tokens, parts of a mixture, what trains, where it goes, versions; every configuration mistake at once."""
+    """Shapes, tokens, what trains, memory and hours, where it goes, versions; every configuration mistake at once."""
     from mmexp.assemble import experiment
     from mmexp.engine import console, provenance, setup_logging
     from mmexp.hub import published
     from mmexp.present import show_mixture, show_plan, show_trained
+    from mmexp.present_size import apply_stage_policy, show_size
     from mmexp.report import plan_table
-    from mmexp.tuning import LoraSettings, apply_policy, describe
+    from mmexp.tuning import describe
 
     setup_logging()
-    exp = experiment(invocation)
+    own = check_besides(DoctorConfig, invocation.cfg)
+    exp = experiment(invocation, skip=own_keys(DoctorConfig))
     show_plan(exp)
     show_mixture(exp)
     spine = exp.checked.spine
     model = exp.plan.empty()
-    policy = {name: tree for name, tree in spine.stage.policy.items() if exp.plan.inputs or name == "llm"}
-    parts = apply_policy(model, policy, LoraSettings(**vars(spine.stage.lora)))
-    show_trained(describe(parts, policy, spine.stage.lr, spine.stage.lr_by_part))
+    parts = apply_stage_policy(exp, model)
+    show_trained(describe(parts, spine.stage.policy, spine.stage.lr, spine.stage.lr_by_part))
+    show_size(exp, invocation, own, model)
     llm = exp.checked.parts["llm"]
     path = getattr(llm, "path", None) or getattr(llm, "tokenizer", "")
     card = published().get(path, {}).get("tokenizer") or exp.plan.hf_tokenizer.special_tokens_map
@@ -38,4 +40,4 @@ def body(invocation: Invocation) -> None:
 
 
 if __name__ == "__main__":
-    launch(body, config_name="train", module="mmexp.doctor")
+    launch(body, config_name="doctor", module="mmexp.doctor")

@@ -20,11 +20,12 @@ ALLOWED: dict[str, set[str]] = {
     "data": LINE_1 | {"prompt"},
     **dict.fromkeys(LINE_4, BELOW_4),
     "engine": BELOW_4 | LINE_4,
+    "sizing": BELOW_4,
     **dict.fromkeys(("config", "shapes", "report"), LINE_1),
 }
 """Room -> what it may import besides itself. A module of the package that is no room is an entry point, and so is the
 `__main__.py` of a room that is also a command."""
-BESIDE_ENTRY_POINTS = {"assemble", "captioning", "needs", "present", "present_data"}
+BESIDE_ENTRY_POINTS = {"assemble", "captioning", "needs", "present", "present_data", "present_size"}
 """Modules that entry points share: the composition root, what a recipe needs, and what commands show."""
 ROOT_MODULE = "__version__"
 

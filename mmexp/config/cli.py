@@ -25,13 +25,21 @@ from mmexp.config.help import help_text
 from mmexp.config.instantiate import registered_targets
 from mmexp.config.overrides import CommandLine, understand
 from mmexp.config.paths import conf_dir
-from mmexp.config.spine import DataCheckConfig, DataConvertConfig, DataFetchConfig, PreviewConfig, own_keys
+from mmexp.config.spine import (
+    DataCheckConfig,
+    DataConvertConfig,
+    DataFetchConfig,
+    DoctorConfig,
+    PreviewConfig,
+    own_keys,
+)
 from mmexp.errors import ConfigError, MmexpError
 
 USER_MISTAKE = 2
 RUNS: Mapping[str, tuple[str, ...]] = {
     "train": (),
     "preview": own_keys(PreviewConfig),
+    "doctor": own_keys(DoctorConfig),
     "data_check": own_keys(DataCheckConfig),
     "data_convert": own_keys(DataConvertConfig),
     "data_fetch": own_keys(DataFetchConfig),

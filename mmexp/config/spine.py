@@ -215,6 +215,29 @@ class PreviewConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """What `mmexp.doctor` takes besides the keys of a run."""
+
+    gpu: str | None
+    """The card it should fit: rtx3090, rtx4090, a100_40gb, a100_80gb, h100_80gb or h200_141gb; null judges none."""
+    utilisation: float
+    """Share of a card's peak that training reaches, above 0 to 1. Published LLaVA-1.5-7B: 0.29 and 0.23."""
+    tokens: int | None
+    """Tokens of a sample, soft tokens included; null takes the data's, or what is known of them."""
+    rows: int | None
+    """Rows of one epoch; null takes the data's, or what is known of them."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a utilisation that is no share, and for no token or row."""
+        if not 0 < self.utilisation <= 1:
+            raise ConfigError(f"{self.utilisation:g}", expected="a share, above 0 to 1", where="utilisation")
+        for name in ("tokens", "rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{value}", expected="at least 1, or null", where=name)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataCheckConfig:
     """What `mmexp.data check` and `stats` take besides the keys of a run."""
 

@@ -1,0 +1,60 @@
+"""What decides the size of a stage besides model and data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Sharding = Literal["none", "replicas", "optimizer", "everything"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Batch, precision, strategy and devices."""
+
+    batch_size: int
+    micro_batch_size: int
+    precision: str = "32-true"
+    """Lightning's name of it."""
+    strategy: str = "auto"
+    """Lightning's name of it."""
+    num_devices: int = 1
+    quantize: str = "none"
+    """How the linear layers of the LLM are stored: none, int8 or nf4."""
+    row: str = "flat"
+    is_by_length: bool = False
+    """Whether micro-batches hold samples of like length."""
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches of an optimizer step on one device."""
+        return max(1, self.batch_size // (self.micro_batch_size * self.num_devices))
+
+    @property
+    def sharding(self) -> Sharding:
+        """What the devices share out among them."""
+        if self.num_devices == 1:
+            return "none"
+        if "fsdp" in self.strategy or "stage_3" in self.strategy:
+            return "everything"
+        return "optimizer" if "deepspeed" in self.strategy else "replicas"
+
+    @property
+    def is_deepspeed(self) -> bool:
+        """Whether DeepSpeed runs it, which keeps 16-bit weights beside a float32 copy."""
+        return "deepspeed" in self.strategy and self.num_devices > 1
+
+    @property
+    def has_autocast(self) -> bool:
+        """Whether weights stay as they are stored and products run in 16 bit; sharded weights are cast as they come."""
+        return self.precision.endswith("-mixed") and self.sharding in ("none", "replicas")
+
+    @property
+    def runs_in_half(self) -> bool:
+        """Whether whole modules are in 16 bit while they run."""
+        return not self.precision.startswith("32") and not self.has_autocast
+
+    @property
+    def stores_in_half(self) -> bool:
+        """Whether weights are in 16 bit where they rest."""
+        return self.runs_in_half and (self.precision.endswith("-true") or self.is_deepspeed)

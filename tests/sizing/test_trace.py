@@ -1,0 +1,98 @@
+"""The step without content against the real one, and against arithmetic on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmexp.objective import NextTokenConfig
+from mmexp.sizing import synthetic_batch, trace_step
+
+POLICIES = {
+    "align": {"encoder": "frozen", "connector": "full", "llm": "frozen"},
+    "instruct": {"encoder": "frozen", "connector": "full", "llm": "full"},
+    "all": {"encoder": "full", "connector": "full", "llm": "full"},
+    "lora": {"encoder": "frozen", "connector": "full", "llm": "lora"},
+}
+
+
+@pytest.mark.parametrize("row", ["flat", "padded"])
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=list(POLICIES))
+def test_flops_are_those_of_a_real_step(make_small: Callable[..., Any], policy: dict[str, str], row: str) -> None:
+    small = make_small(policy)
+    batch = synthetic_batch(small.plan, 3, tokens=40, supervised=11, media=1, row=row)
+    trace = trace_step(small.model(), small.objective, batch)
+    real = replace(batch, media={"image": torch.zeros(batch.media["image"].shape)})
+    with FlopCounterMode(display=False) as counter:
+        NextTokenConfig().build(small.plan)(small.model(real=True), real).sums["lm"].backward()
+    assert trace.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert trace.flops > 10**6
+
+
+def test_flops_are_those_of_arithmetic(make_small: Callable[..., Any]) -> None:
+    """Frozen LLM behind a trained connector: 2 operations a weight and token forward, and 2 backward to activations."""
+    small = make_small(POLICIES["align"])
+    samples, tokens, supervised, width, vocab = 2, 50, 7, 32, 259
+    batch = synthetic_batch(small.plan, samples, tokens, supervised, media=1)
+    trace = trace_step(small.model(), small.objective, batch)
+    llm_layer = width * width * 2 + 2 * width * width // 2 + 3 * width * 2 * width  # q and o, k and v, gate, up, down
+    llm = 2 * 2 * 2 * llm_layer * tokens * samples  # two layers, forward and backward
+    attention = 2 * 2 * tokens**2 * width * samples * (2 + 5)  # two products forward; five backward, as it recomputes
+    head = 2 * 2 * width * vocab * supervised * samples
+    patches = 4
+    vit = 2 * (4 * width * width + 2 * width * 2 * width) * (patches + 1) + 2 * 2 * (patches + 1) ** 2 * width
+    vit += 2 * 3 * 14 * 14 * width * patches
+    connector = 2 * (2 * width * width) * patches * 2 + 2 * width * width * patches  # no gradient of the features
+    expected = llm + attention + head + (vit + connector) * samples
+    assert trace.flops == pytest.approx(expected, rel=0.02)
+
+
+def test_a_frozen_part_costs_no_backward_pass(make_small: Callable[..., Any]) -> None:
+    flops = {}
+    for name in ("align", "instruct"):
+        small = make_small(POLICIES[name])
+        flops[name] = trace_step(small.model(), small.objective, synthetic_batch(small.plan, 2, 60, 20, 1))
+    assert flops["align"].forward_flops == flops["instruct"].forward_flops
+    assert flops["align"].flops / flops["align"].forward_flops == pytest.approx(2, abs=0.3)
+    assert flops["instruct"].flops / flops["instruct"].forward_flops == pytest.approx(3, abs=0.3)
+    assert not flops["align"].activation_bytes.get("encoder"), "nothing of the frozen encoder is kept"
+
+
+def test_tracing_changes_nothing_of_the_model(make_small: Callable[..., Any]) -> None:
+    small = make_small()
+    model = small.model()
+    before = {name: id(parameter) for name, parameter in model.named_parameters()}
+    trace_step(model, small.objective, synthetic_batch(small.plan, 2, 40, 10, 1))
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+    assert all(parameter.is_meta and parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_activations_grow_with_the_batch_and_logits_with_supervised_tokens(make_small: Callable[..., Any]) -> None:
+    small = make_small()
+
+    def kept(samples: int, supervised: int) -> dict[str, int]:
+        batch = synthetic_batch(small.plan, samples, 60, supervised, 1)
+        return dict(trace_step(small.model(), small.objective, batch).activation_bytes)
+
+    base, wide, long = kept(4, 10), kept(8, 10), kept(4, 20)
+    assert wide["llm"] == pytest.approx(2 * base["llm"], rel=0.02)
+    assert long["logits"] == pytest.approx(2 * base["logits"], rel=0.05)
+    assert long["llm"] == pytest.approx(base["llm"], rel=0.02)
+
+
+def test_gradients_are_gone_during_backward_unless_steps_have_several_micro_batches(
+    make_small: Callable[..., Any],
+) -> None:
+    small = make_small()
+    batch = synthetic_batch(small.plan, 2, 40, 10, 1)
+    alone = trace_step(small.model(), small.objective, batch)
+    several = trace_step(small.model(), small.objective, batch, accumulate=2)
+    assert min(share for _, share in alone.moments) == 0
+    assert min(share for _, share in several.moments) == 1
+    assert alone.moments[-1][1] == several.moments[-1][1] == 1
