@@ -108,8 +108,8 @@ def test_it_trains_in_8_bit_and_transformers_answers_the_same(work: Path) -> Non
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     run(work, "train", "recipe=blip2_lora", f"stage.init_from={work}/blip2", "data.path=photos", "llm.quantize=int8",
-        "llm.dtype=float32", "trainer=single", "logger=none", "stage.lr=0.02", "stage.epochs=20", "trainer.log_every_n_steps=1", *PARTS,
-        "processor.max_length_tokens=256", "run_id=one")  # fmt: skip
+        "llm.dtype=float32", "trainer=single", "logger=none", "stage.lr=0.02", "stage.epochs=20",
+        "trainer.log_every_n_steps=1", *PARTS, "processor.max_length_tokens=256", "run_id=one")  # fmt: skip
     folder = work / "outputs" / "blip2_lora" / "blip2_lora" / "one"
     losses = [json.loads(line)["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 60

@@ -18,7 +18,13 @@ def model_path(hub_id: str, models: str | None = None) -> str:
     return str(place) if place and place.exists() else hub_id
 
 
+def first_given(value: str | None, otherwise: str) -> str:
+    """`${mmexp_first:${stage.init_from},...}`: a setting, or something else where it is null."""
+    return otherwise if value is None else value
+
+
 def register() -> None:
     """Makes the interpolations known to OmegaConf; may be called again."""
     OmegaConf.register_new_resolver("mmexp_parts", lambda: str(parts_dir()), replace=True)
     OmegaConf.register_new_resolver("mmexp_model", model_path, replace=True)
+    OmegaConf.register_new_resolver("mmexp_first", first_given, replace=True)

@@ -22,8 +22,11 @@ class Form(Protocol):
     """The Auto class that loads it."""
     tag: ClassVar[str]
     """Of the model card."""
-    image_token_id: int
-    """The placeholder in `input_ids`."""
+
+    @property
+    def image_token_id(self) -> int:
+        """The placeholder in `input_ids`."""
+        ...
 
     def refusals(self) -> list[ConfigError]:
         """Why the class cannot hold the plan, part by part; empty when it can."""
