@@ -46,6 +46,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return torch.load(Path(path), map_location=map_location or "cpu", weights_only=True)
 
 
+def is_broken(state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a number in any of these tensors is not finite."""
+    return not all(bool(torch.isfinite(tensor).all()) for tensor in state.values() if tensor.is_floating_point())
+
+
 def newest(folder: Path) -> Path | None:
     """The checkpoint of the latest step whose hash is right; damaged ones are named in the log and passed over.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,22 @@ class TensorBoardConfig:
         from lightning.pytorch.loggers import TensorBoardLogger
 
         return TensorBoardLogger(save_dir=str(run_dir), name="tensorboard", version="")
+
+
+_silent: set[int] = set()
+"""Loggers that have failed; they are not asked again."""
+
+
+def log_safely(loggers: Sequence[Logger], values: Mapping[str, float], step: int) -> None:
+    """Hands figures to every tracker. One that raises is left alone from then on: metrics.jsonl has them all."""
+    for logger in loggers:
+        if id(logger) in _silent:
+            continue
+        try:
+            logger.log_metrics(dict(values), step=step)
+        except Exception as error:  # a tracker must not stop an experiment
+            _silent.add(id(logger))
+            log.warning("%s gets no further figures: %s", type(logger).__name__, str(error) or type(error).__name__)
 
 
 def _has_netrc_key() -> bool:
