@@ -1,0 +1,169 @@
+"""Real training processes on tiny parts, to be stopped, killed and starved: how they are started, watched and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+DEADLINE_S = 240
+TINY = (
+    "encoder=tiny", "llm=tiny", "logger=none", "evaluation=none", "scale=paper", "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1", "processor.log_ids=true", "stage.grad_clip=1.0", "stage.lr=1e-3",
+)  # fmt: skip
+
+
+def write_rows(folder: Path, count: int = 40) -> None:
+    """rows.json: two rows with a picture, then one without, answers of different length."""
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        question = "<image>\nWhat?" if index % 3 else "Hello?"
+        answer = "number " + "yes " * (index % 5)
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        row: dict[str, Any] = {"id": f"r{index}", "conversations": turns}
+        if index % 3:
+            Image.new("RGB", (40, 30), (index * 6, 90, 255 - index * 6)).save(folder / f"{index}.png")
+            row["image"] = f"{index}.png"
+        rows.append(row)
+    (folder / "rows.json").write_text(json.dumps(rows))
+
+
+class Run:
+    """One run directory, and the process that works on it."""
+
+    def __init__(self, folder: Path, run_id: str, *settings: str, env: dict[str, str] | None = None) -> None:
+        self.folder, self.run_id, self.settings, self.env = folder, run_id, settings, env or {}
+        self.path = folder / "outputs" / "default" / "instruct" / run_id
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *more: str, command: Sequence[str] = (sys.executable, "-m", "mmexp.train"), **limits: Any) -> None:
+        """Starts it in a process group of its own."""
+        line = [*TINY, "data=llava_json", "data.path=rows.json", *self.settings, *more, f"run_id={self.run_id}"]
+        self.process = subprocess.Popen(
+            [*command, *line],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **self.env},
+            start_new_session=True,
+            **limits,
+        )
+
+    def wait_for(self, there: Callable[[], bool]) -> None:
+        """Until `there()`, or the process has ended, or the deadline."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not there():
+            assert self.process is not None
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < deadline, "deadline"
+            time.sleep(0.005)
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_for(lambda: len(self.losses()) >= step)
+
+    def send(self, signum: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(signum)
+
+    def end(self, timeout_s: float = DEADLINE_S) -> tuple[int, str]:
+        """Exit code and everything that was written; none of its processes is left."""
+        assert self.process is not None
+        try:
+            out = self.process.communicate(timeout=timeout_s)[0]
+        finally:
+            left = members(self.process.pid)
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # the group that `start` has made
+        self.left = left
+        return self.process.returncode, out
+
+    def finish(self, *more: str) -> str:
+        """Runs it to its end."""
+        self.start(*more)
+        code, out = self.end()
+        assert code == 0, out
+        return out
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group at once."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def records(self) -> list[dict[str, Any]]:
+        return _lines(self.path / "metrics.jsonl")
+
+    def losses(self) -> list[float]:
+        return [record["train/loss"] for record in self.records()]
+
+    def ids(self) -> list[list[str]]:
+        return [line["ids"] for line in _lines(self.path / "data_order.jsonl")]
+
+    def manifest(self) -> dict[str, Any]:
+        return json.loads((self.path / "manifest.json").read_text())
+
+    def checkpoints(self) -> list[str]:
+        return sorted(file.name for file in (self.path / "checkpoints").glob("*.ckpt"))
+
+
+def members(group: int) -> list[int]:
+    """Living processes of a process group, without the ones that only wait to be read."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                if int(fields[2]) == group and fields[0] != "Z":
+                    found.append(int(entry.name))
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Processes that `pid` has started and that train too."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if parent == pid and b"mmexp.train" in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def same_weights(one: Run, other: Run) -> bool:
+    """Whether two runs hand on the same bits."""
+    names = sorted(file.name for file in (one.path / "weights").glob("*.safetensors"))
+    return bool(names) and all(
+        (one.path / "weights" / name).read_bytes() == (other.path / "weights" / name).read_bytes() for name in names
+    )
+
+
+@contextmanager
+def tmpfs(folder: Path, size_mb: float) -> Iterator[bool]:
+    """A small disk at `folder`; gives False where this user may not mount one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = f"size={int(size_mb * 1024)}k"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    try:
+        yield mounted.returncode == 0
+    finally:
+        if mounted.returncode == 0:
+            subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
