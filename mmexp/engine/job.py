@@ -151,6 +151,8 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
     num_steps = job.num_steps(order)
     module = TrainingModule(job.plan, job.objective, job.optim, _recipe(job, num_steps), job.init_from)
     datamodule = _datamodule(job, dataset, order, num_steps)
+    if is_main():
+        checkpoint.sweep(job.run.checkpoints)
     resume = checkpoint.newest(job.run.checkpoints)
     derived = _derived(job, dataset, order, num_steps)
     note = job.run.update_manifest if is_main() else _no_note

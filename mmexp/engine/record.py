@@ -101,6 +101,7 @@ class ResumeRecord(Callback):
 def _record(trainer: Trainer, module: TrainingModule) -> dict[str, Any]:
     return {
         "micro-batches of a step": trainer.accumulate_grad_batches,
+        "steps of the run": module.recipe.num_steps,
         "trainer.precision": str(trainer.precision),
         "strategy": type(trainer.strategy).__name__,
         "device": trainer.strategy.root_device.type,
