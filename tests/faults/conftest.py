@@ -25,12 +25,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-STEP = ("stage.batch_size=4", "trainer.max_steps=8", "trainer.checkpoint_every_n_steps=2")
+NUM_STEPS = 60
+STEP = ("stage.batch_size=4", f"trainer.max_steps={NUM_STEPS}", "trainer.checkpoint_every_n_steps=10")
 
 
 @pytest.fixture(scope="session")
 def whole(folder: Path) -> Run:
-    """One process, 8 steps, never stopped: what every run that was stopped has to equal."""
+    """One process, never stopped: what every run that was stopped has to equal."""
     run = Run(folder, "whole", *STEP, "stage.micro_batch_size=2")
     run.finish()
     return run

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from tests.faults import warm
+
 DEADLINE_S = 240
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.faults.warm"])
 TINY = (
     "encoder=tiny", "llm=tiny", "logger=none", "evaluation=none", "scale=paper", "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1", "processor.log_ids=true", "stage.grad_clip=1.0", "stage.lr=1e-3",
@@ -38,54 +42,54 @@ def write_rows(folder: Path, count: int = 40) -> None:
 
 
 class Run:
-    """One run directory, and the process that works on it."""
+    """One run directory, and the process that works on it: a real one, whose imports were done before it was forked."""
 
     def __init__(self, folder: Path, run_id: str, *settings: str, env: dict[str, str] | None = None) -> None:
         self.folder, self.run_id, self.settings, self.env = folder, run_id, settings, env or {}
         self.path = folder / "outputs" / "default" / "instruct" / run_id
-        self.process: subprocess.Popen[str] | None = None
+        self.process: Any = None
+        self.left: list[int] = []
+        """Processes that were left when the first one had ended."""
 
-    def start(self, *more: str, command: Sequence[str] = (sys.executable, "-m", "mmexp.train"), **limits: Any) -> None:
-        """Starts it in a process group of its own."""
+    def start(self, *more: str, file_limit: int | None = None) -> None:
+        """Starts it in a process group of its own; `file_limit` is the largest size in bytes that a file may have."""
         line = [*TINY, "data=llava_json", "data.path=rows.json", *self.settings, *more, f"run_id={self.run_id}"]
-        self.process = subprocess.Popen(
-            [*command, *line],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **self.env},
-            start_new_session=True,
-            **limits,
-        )
+        self._out = self.folder / f"{self.run_id}.{time.monotonic_ns()}.out"
+        env = {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **self.env}
+        self.process = _FORKS.Process(target=warm.train, args=(line, self.folder, self._out, env, file_limit))
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def output(self) -> str:
+        return self._out.read_text(encoding="utf-8", errors="replace") if self._out.is_file() else ""
 
     def wait_for(self, there: Callable[[], bool]) -> None:
-        """Until `there()`, or the process has ended, or the deadline."""
+        """Until `there()`; fails when the process has ended before, or the deadline has come."""
         deadline = time.monotonic() + DEADLINE_S
         while not there():
-            assert self.process is not None
-            assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < deadline, "deadline"
-            time.sleep(0.005)
+            assert self.process.is_alive(), self.output
+            assert time.monotonic() < deadline, f"deadline\n{self.output}"
+            time.sleep(0.002)
 
     def wait_for_step(self, step: int) -> None:
         self.wait_for(lambda: len(self.losses()) >= step)
 
     def send(self, signum: int) -> None:
-        assert self.process is not None
-        self.process.send_signal(signum)
+        os.kill(self.pid, signum)
 
     def end(self, timeout_s: float = DEADLINE_S) -> tuple[int, str]:
-        """Exit code and everything that was written; none of its processes is left."""
-        assert self.process is not None
-        try:
-            out = self.process.communicate(timeout=timeout_s)[0]
-        finally:
-            left = members(self.process.pid)
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)  # the group that `start` has made
-        self.left = left
-        return self.process.returncode, out
+        """Exit code and everything that was written, when the first process has ended; none of the others is left."""
+        self.process.join(timeout_s)
+        code = self.process.exitcode
+        self.left = members(self.pid)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # the group that it has made
+        assert code is not None, f"still there after {timeout_s} s\n{self.output}"
+        return code, self.output
 
     def finish(self, *more: str) -> str:
         """Runs it to its end."""
@@ -96,9 +100,8 @@ class Run:
 
     def kill(self) -> None:
         """SIGKILL to the whole group at once."""
-        assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
+        os.killpg(self.pid, signal.SIGKILL)
+        self.process.join()
 
     def records(self) -> list[dict[str, Any]]:
         return _lines(self.path / "metrics.jsonl")

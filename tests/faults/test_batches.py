@@ -36,9 +36,10 @@ def test_one_batch_of_nan_is_left_out(folder: Path, whole: Run) -> None:
     out = run.finish()
     assert "this step is left out" in out
     assert sample in out
-    assert run.manifest()["num_skipped_steps"] == 1
+    expected = [any(name.endswith(f"/{sample}") for name in names) for names in run.ids()]
+    assert run.manifest()["num_skipped_steps"] == sum(expected) > 1
     assert saved_is_finite(run)
-    assert [math.isnan(loss) for loss in run.losses()].count(True) == 1
+    assert [math.isnan(loss) for loss in run.losses()] == expected
 
 
 def test_five_of_them_in_a_row_end_the_run(folder: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_spike_of_a_million_does_no_harm(folder: Path, whole: Run) -> None:
 def test_a_stuck_worker_ends_the_run(folder: Path) -> None:
     settings = (*STEP, *OWN, "stage.micro_batch_size=2", "processor.num_workers=1", "processor.worker_timeout_s=8")
     run = Run(folder, "stuck", *settings)
-    run.start("data=stuck", "data.row=7", "trainer.max_steps=40")
+    run.start("data=stuck", "data.row=7", "trainer.max_steps=400")
     code, out = run.end()
     assert code == 2, out
     assert "timed out after 8" in out
@@ -76,8 +77,7 @@ def test_a_killed_worker_ends_the_run(folder: Path) -> None:
     run = Run(folder, "orphan", *STEP, "stage.micro_batch_size=2", "processor.num_workers=1")
     run.start("trainer.max_steps=4000")
     run.wait_for_step(3)
-    assert run.process is not None
-    (worker,) = children(run.process.pid)
+    (worker,) = children(run.pid)
     os.kill(worker, signal.SIGKILL)
     code, out = run.end()
     assert code == 2, out

@@ -19,7 +19,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(folder: Path, whole: Run, tmp_pat
     with tmpfs(disk, 80) as mounted:
         if not mounted:
             pytest.skip("this user may not mount a small disk")
-        run = Run(folder, "full", *STEP, "stage.micro_batch_size=2", f"paths.outputs={disk}", env={"TMPDIR": "/nowhere"})
+        run = Run(
+            folder, "full", *STEP, "stage.micro_batch_size=2", f"paths.outputs={disk}", env={"TMPDIR": "/nowhere"}
+        )
         run.path = disk / "default" / "instruct" / "full"
         run.start("trainer.checkpoint_every_n_steps=1")
         run.wait_for(lambda: bool(run.checkpoints()))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmexp.engine.checkpoint import newest
-from tests.faults.conftest import STEP
+from tests.faults.conftest import NUM_STEPS, STEP
 from tests.faults.runs import Run, same_weights
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -16,11 +16,11 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 def test_a_chain_of_killed_runs_ends_as_the_run_that_was_never_killed(folder: Path, whole: Run) -> None:
     run = Run(folder, "killed", *STEP, "stage.micro_batch_size=2")
-    for step, workers in ((3, 0), (6, 2)):
+    for step, workers in ((15, 0), (37, 2)):
         run.start(f"processor.num_workers={workers}")
         run.wait_for_step(step)
         run.kill()
-        assert len(run.losses()) < 8, "it was too fast to be killed"
+        assert len(run.losses()) < NUM_STEPS, "it was too fast to be killed"
     run.finish("processor.num_workers=1")
     assert run.losses() == whole.losses()
     assert run.ids() == whole.ids()

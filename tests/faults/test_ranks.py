@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import STEP
-from tests.faults.runs import Run, children
+from tests.faults.runs import Run, children, members
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -22,13 +22,12 @@ def test_a_dead_process_ends_the_run_with_the_reason(folder: Path, victim: str) 
     run = Run(folder, f"dead_{victim}", *TWO)
     run.start()
     run.wait_for_step(3)
-    assert run.process is not None
-    (other,) = children(run.process.pid)
+    (other,) = children(run.pid)
     killed = time.monotonic()
-    os.kill(run.process.pid if victim == "first" else other, signal.SIGKILL)
+    os.kill(run.pid if victim == "first" else other, signal.SIGKILL)
     if victim == "first":
-        run.process.wait()
-        while other in run_members(run) and time.monotonic() < killed + 60:
+        run.process.join()
+        while other in members(run.pid) and time.monotonic() < killed + 60:
             time.sleep(0.1)
     code, out = run.end(90)
     assert time.monotonic() - killed < 60
@@ -39,19 +38,11 @@ def test_a_dead_process_ends_the_run_with_the_reason(folder: Path, victim: str) 
     assert run.checkpoints()
 
 
-def run_members(run: Run) -> list[int]:
-    from tests.faults.runs import members
-
-    assert run.process is not None
-    return members(run.process.pid)
-
-
 def test_a_process_that_stops_answering_is_named(folder: Path) -> None:
     run = Run(folder, "silent", *TWO, "trainer.process_group_timeout_s=25")
     run.start()
     run.wait_for_step(3)
-    assert run.process is not None
-    (other,) = children(run.process.pid)
+    (other,) = children(run.pid)
     os.kill(other, signal.SIGSTOP)
     stopped = time.monotonic()
     code, out = run.end(120)

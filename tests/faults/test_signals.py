@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import STEP
-from tests.faults.runs import Run, same_weights
+from tests.faults.conftest import NUM_STEPS, STEP
+from tests.faults.runs import Run, children, same_weights
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -19,8 +20,6 @@ def slurm(folder: Path, tmp_path: Path) -> dict[str, str]:
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     scontrol.chmod(0o755)
-    import os
-
     return {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "0"}
 
 
@@ -32,7 +31,7 @@ def asked(slurm: dict[str, str]) -> list[str]:
 def test_out_of_time_under_slurm_requeues_once_for_each_start(folder: Path, whole: Run, slurm: dict[str, str]) -> None:
     run = Run(folder, "slurm", *STEP, "stage.micro_batch_size=2", env=slurm)
     run.start()
-    run.wait_for_step(2)
+    run.wait_for_step(4)
     run.send(signal.SIGUSR1)
     run.send(signal.SIGUSR1)
     code, out = run.end()
@@ -56,22 +55,17 @@ def test_out_of_time_under_slurm_requeues_once_for_each_start(folder: Path, whol
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_signal_to_one_process_stops_all_of_them(folder: Path, whole: Run, strategy: str) -> None:
-    from tests.faults.runs import children
-
     two = ("stage.micro_batch_size=1", "trainer.devices=2", f"trainer.strategy={strategy}")
     run = Run(folder, f"one_of_{strategy}", *STEP, *two)
     run.start()
     run.wait_for_step(3)
-    assert run.process is not None
-    (other,) = children(run.process.pid)
-    import os
-
+    (other,) = children(run.pid)
     os.kill(other, signal.SIGTERM)
     code, out = run.end()
     assert code == 143, out
     assert "Traceback" not in out
     assert not run.left
-    assert run.manifest()["step"] < 8
+    assert run.manifest()["step"] < NUM_STEPS
     run.finish()
-    assert len(run.losses()) == 8
+    assert len(run.losses()) == NUM_STEPS
     assert run.losses() == pytest.approx(whole.losses(), abs=1e-5)
