@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ def build_strategy(name: str, timeout_s: float, world_size: int, *, unused_param
         unused_parameters: Whether DDP looks, in every step, for parameters that had no part in it.
 
     Raises:
-        ConfigError: a package is missing, or one process is to be shared by several.
+        ConfigError: a strategy that cannot do what a run needs.
     """
     timeout = timedelta(seconds=timeout_s)
     if name == "fsdp":
@@ -48,11 +47,13 @@ def build_strategy(name: str, timeout_s: float, world_size: int, *, unused_param
         return ReplicatedStrategy(
             timeout=timeout, find_unused_parameters=unused_parameters, gradient_as_bucket_view=True
         )
-    if name.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+    if name.startswith("deepspeed"):
         raise ConfigError(
-            f"{name} without the package deepspeed",
+            f"{name}: DeepSpeed keeps gradients and optimizer states to itself, so a step could neither be normalised "
+            "by its tokens nor saved as one file",
+            expected="auto, ddp or fsdp",
             where="trainer.strategy",
-            fix="pip install 'mmexp[deepspeed]', or trainer=fsdp_bf16, which shards as ZeRO-3 does",
+            fix="trainer=fsdp_bf16, which shares out weights, gradients and optimizer states as ZeRO-3 does",
         )
     return name
 
