@@ -25,15 +25,17 @@ parts:
   again: {data: {_target_: mmexp.data.LlavaJsonConfig, path: rows.json}, subset: "random:50%"}
 """
 PAGE = """# Kills
-Written by `python experiments/faults.py --kills {kills} --writes {writes} --seed {seed}` in {minutes:.0f} minutes: real processes on tiny
-parts, {steps} steps, killed with SIGKILL and started again with another number of workers. Equal means every loss, every sample at its
-place, and every bit of the final weights, as in a run that was never killed.
+Written by `python experiments/faults.py --kills {kills} --writes {writes} --seed {seed}` in {minutes:.0f} minutes:
+real processes on tiny parts, {steps} steps, killed with SIGKILL and started again with another number of workers.
+Equal means every loss, every sample at its place, and every bit of the final weights, as in a run that was never
+killed.
 
 | run | kills in a chain | outcome |
 |---|---|---|
 {rows}
 
-Kills after a checkpoint had begun to be written: {writes}, of them {hit} before it had its name. Runs left without a good checkpoint: {torn}.
+Kills after a checkpoint had begun to be written: {writes}, of them {hit} before it had its name.
+Runs left without a good checkpoint: {torn}.
 """
 NUM_STEPS = 60
 SETTINGS = {
