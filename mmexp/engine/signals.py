@@ -60,7 +60,8 @@ class StopSignals:
 
     def agreed(self, trainer: Trainer) -> int:
         """The signal that any process of the job has noted, 0 for none; all must ask at the same boundary."""
-        return int(largest(trainer, self.noted))
+        self.noted = int(largest(trainer, self.noted))
+        return self.noted
 
     def _note(self, signum: int, frame: Any) -> None:
         if self.noted and signum == signal.SIGINT:
