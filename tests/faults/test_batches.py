@@ -32,7 +32,7 @@ def saved_is_finite(run: Run) -> bool:
 
 def test_one_batch_of_nan_is_left_out(folder: Path, whole: Run) -> None:
     sample = whole.ids()[4][0].split("/")[1]
-    run = poisoned(folder, "nan", f"[{sample}]", "nan")
+    run = poisoned(folder, "one_nan", f"[{sample}]", "nan")
     out = run.finish()
     assert "this step is left out" in out
     assert sample in out
@@ -44,7 +44,7 @@ def test_one_batch_of_nan_is_left_out(folder: Path, whole: Run) -> None:
 
 def test_five_of_them_in_a_row_end_the_run(folder: Path) -> None:
     run = poisoned(folder, "nans", "[" + ",".join(f"r{index}" for index in range(40)) + "]", "nan")
-    run.start()
+    run.start("trainer.checkpoint_every_n_steps=1")
     code, out = run.end()
     assert code == 2
     assert "not finite in 5 steps in a row" in out
