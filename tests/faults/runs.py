@@ -132,13 +132,14 @@ def members(group: int) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that `pid` has started and that train too."""
+    """Processes that `pid` has started: those that train with it, and its data workers."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
                 parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if parent == pid and b"mmexp.train" in (entry / "cmdline").read_bytes():
+                command = (entry / "cmdline").read_bytes()
+                if parent == pid and (b"mmexp.train" in command or b"forkserver import main" in command):
                     found.append(int(entry.name))
     return found
 
