@@ -114,6 +114,6 @@ class TrainerConfig:
 
 def _environments() -> list[Any]:
     """SLURM's, where it started this process; requeueing is ours."""
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
