@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(folder: Path, whole: Run, tmp_pat
 
 
 def fill(file: Path, leave_kb: int) -> None:
-    """Takes all of the disk but so much."""
-    import shutil
-
-    free = shutil.disk_usage(file.parent).free
-    with file.open("wb") as stream:
-        stream.write(b"\0" * (free - leave_kb * 1024))
+    """Takes all of the disk but so much, while others write too."""
+    with file.open("wb", buffering=0) as stream:
+        while (free := shutil.disk_usage(file.parent).free - leave_kb * 1024) > 0:
+            stream.write(b"\0" * min(free, 2**18))
