@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.faults.runs import Run, write_rows
-
-ROOT = str(Path(__file__).resolve().parents[2])
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +18,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (made / "conf" / group).mkdir(parents=True)
     (made / "conf" / "objective" / "poison.yaml").write_text("_target_: tests.faults.poison.PoisonConfig\n")
     (made / "conf" / "data" / "stuck.yaml").write_text("_target_: tests.faults.poison.StuckConfig\n")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
     return made
 
 

@@ -18,6 +18,8 @@ from PIL import Image
 from tests.faults import warm
 
 DEADLINE_S = 240
+PYTHONPATH = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
+"""This tree first, whatever is installed; a run also starts processes that import it anew."""
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.faults.warm"])
 TINY = (
@@ -55,7 +57,7 @@ class Run:
         """Starts it in a process group of its own; `file_limit` is the largest size in bytes that a file may have."""
         line = [*TINY, "data=llava_json", "data.path=rows.json", *self.settings, *more, f"run_id={self.run_id}"]
         self._out = self.folder / f"{self.run_id}.{time.monotonic_ns()}.out"
-        env = {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **self.env}
+        env = {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH, **self.env}
         self.process = _FORKS.Process(target=warm.train, args=(line, self.folder, self._out, env, file_limit))
         self.process.start()
 
