@@ -21,7 +21,7 @@ TWO = (*STEP, "trainer.max_steps=4000", "stage.micro_batch_size=2", "trainer.dev
 def test_a_dead_process_ends_the_run_with_the_reason(folder: Path, victim: str) -> None:
     run = Run(folder, f"dead_{victim}", *TWO)
     run.start()
-    run.wait_for_step(3)
+    run.wait_for_step(12)
     (other,) = children(run.pid)
     killed = time.monotonic()
     os.kill(run.pid if victim == "first" else other, signal.SIGKILL)
@@ -41,7 +41,7 @@ def test_a_dead_process_ends_the_run_with_the_reason(folder: Path, victim: str) 
 def test_a_process_that_stops_answering_is_named(folder: Path) -> None:
     run = Run(folder, "silent", *TWO, "trainer.process_group_timeout_s=25")
     run.start()
-    run.wait_for_step(3)
+    run.wait_for_step(12)
     (other,) = children(run.pid)
     os.kill(other, signal.SIGSTOP)
     stopped = time.monotonic()
