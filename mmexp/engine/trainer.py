@@ -45,8 +45,9 @@ class TrainerConfig:
     """Parts (llm, encoder, ...) whose blocks are computed again in backward: less memory, about a third more time."""
     compile: tuple[str, ...] = ()
     """Parts whose blocks `torch.compile` compiles; it pays where shapes repeat, as an encoder's do."""
-    unused_parameters: bool = False
-    """Whether ddp looks in every step for trained parameters that had no part in it."""
+    unused_parameters: bool = True
+    """Whether ddp looks in every step for trained parameters that had no part in it, as an open encoder may have behind
+    the selected layer; false is a little faster and fails where there are some."""
     process_group_timeout_s: float = 600
     """How long a process waits for the others before the run ends."""
     extra: Mapping[str, Any] = field(default_factory=dict)
