@@ -8,7 +8,7 @@ CODE := mmexp tests $(wildcard experiments)
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all check format format-check lint type docs notebooks smoke clean distclean
+.PHONY: help setup demo test test-slow test-all faults check format format-check lint type docs notebooks smoke clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-slow: setup  ## only the tests marked slow
 
 test-all: setup  ## the default and the slow suite
 	$(BIN)/python -m pytest -m "not gpu and not multigpu and not weights" --timeout=1800
+
+faults: setup  ## real runs that are killed, stopped and starved (part of the slow suite)
+	$(BIN)/python -m pytest tests/faults -m faults
 
 check: format-check lint type test  ## everything a change must pass
 

@@ -5,6 +5,7 @@ Only entry points import this module; everything below it works from plain objec
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ import yaml
 from mmexp.config import Checked, Invocation, check, load_run_config, redact, redact_overrides
 from mmexp.config.spine import ProcessorConfig
 from mmexp.engine.manifest import RunDir, open_run_dir, provenance, write_text
+from mmexp.engine.ranks import RUN_ID, is_main, shared_run_id
 from mmexp.errors import CheckpointError, ConfigError
 from mmexp.model import InputPlan, Plan, PromptPlan
 from mmexp.prompt import AnyRes, DynamicTiles
@@ -63,12 +65,18 @@ class Experiment:
             CheckpointError: the directory belongs to another configuration, or another process works on it.
         """
         spine = self.checked.spine
-        run = open_run_dir(spine.paths.outputs, spine.name, spine.stage.name, spine.run_id, spine.seed)
+        run_id = spine.run_id or shared_run_id(self.overrides)
+        run = open_run_dir(spine.paths.outputs, spine.name, spine.stage.name, run_id, spine.seed)
+        if not is_main():
+            return run
+        os.environ[RUN_ID] = run.path.name  # for the processes that this one may start
         run.lock()
-        plain = redact({key: value for key, value in self.checked.plain.items() if key not in ("run_id", "resume")})
+        own = ("run_id", "resume", "inexact_resume")
+        plain = redact({key: value for key, value in self.checked.plain.items() if key not in own})
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
         if run.config.is_file():
-            _require_same(yaml.safe_load(run.config.read_text(encoding="utf-8")), plain, run)
+            saved = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+            _require_same(saved, plain, run, spine.inexact_resume)
         else:
             write_text(run.config, text)
             write_text(run.path / "overrides.txt", "\n".join(redact_overrides(list(self.overrides))) + "\n")
@@ -119,6 +127,8 @@ class Experiment:
             packing_window=spine.processor.packing_window,
             cache=Path(spine.paths.cache),
             log_ids=spine.processor.log_ids,
+            worker_timeout_s=spine.processor.worker_timeout_s,
+            inexact=spine.inexact_resume,
             config=redact(self.checked.plain),
             tags=[str(node.get("_target_", "")).rsplit(".", 1)[-1] for node in self._component_nodes()],
             group=spine.name,
@@ -215,7 +225,8 @@ def _image_rule(processor: ProcessorConfig) -> dict[str, Any]:
 
 
 def _continued(folder: Path, invocation: Invocation) -> Experiment:
-    others = [o for o in invocation.overrides if not o.lstrip("+").startswith("resume=")]
+    own = ("resume=", "inexact_resume=")
+    others = [o for o in invocation.overrides if not o.lstrip("+").startswith(own)]
     if others:
         raise ConfigError(
             f"resume={folder} together with {' '.join(others)}",
@@ -226,19 +237,23 @@ def _continued(folder: Path, invocation: Invocation) -> Experiment:
     plain = load_run_config(folder)
     outputs, run_id = str(folder.parents[2]), folder.name
     plain["paths"] = {**plain.get("paths", {}), "outputs": outputs}
-    return Experiment(check({**plain, "run_id": run_id}, invocation.registered))
+    inexact = bool(invocation.cfg.get("inexact_resume"))
+    return Experiment(check({**plain, "run_id": run_id, "inexact_resume": inexact}, invocation.registered))
 
 
-def _require_same(saved: Any, plain: Mapping[str, Any], run: RunDir) -> None:
+def _require_same(saved: Any, plain: Mapping[str, Any], run: RunDir, inexact: bool) -> None:
     """A run directory belongs to one configuration; where files lie may differ, and who prepares the batches.
 
     A processor setting that one of the two does not name, for it came with a later version, has its default there.
+    An inexact resume may also have other data, another seed and other micro-batches; its checkpoint says what differs.
     """
-    ignored = ("paths", "logger", "trainer")
-    free = ("num_workers", "check_rows", "log_ids")
+    ignored = ("paths", "logger", "trainer", *(("data", "seed") if inexact else ()))
+    free = ("num_workers", "check_rows", "log_ids", "worker_timeout_s")
 
     def bound(settings: Mapping[str, Any], key: str) -> Any:
         value = settings.get(key)
+        if key == "stage" and inexact and value:
+            return {k: v for k, v in value.items() if k != "micro_batch_size"}
         if key != "processor" or not value:
             return value
         return {k: v for k, v in {**vars(ProcessorConfig()), **value}.items() if k not in free}

@@ -59,8 +59,8 @@ def _checked(stage: str, overrides: list[str], config_dir: str | None) -> Checke
 def _in_fresh_process(command: list[str]) -> int:
     """Exit code of the command.
 
-    A SIGTERM to the pipeline goes on to it, so that it can save itself; it ends the pipeline even where the stage was
-    about to finish.
+    SIGTERM, SIGUSR1 and SIGUSR2 to the pipeline go on to it, so that it can save itself; they end the pipeline even
+    where the stage was about to finish.
 
     A fresh process, because Lightning's child processes copy their parent's arguments and would start the whole
     pipeline again; and because memory of one stage is no use to the next.
@@ -72,7 +72,8 @@ def _in_fresh_process(command: list[str]) -> int:
             stopped.append(signum)
             child.send_signal(signum)
 
-        signal.signal(signal.SIGTERM, hand_on)
+        for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(signum, hand_on)
         while True:
             try:
                 return child.wait() or (128 + stopped[0] if stopped else 0)

@@ -10,13 +10,18 @@ from mmexp.config import Invocation, launch
 
 def body(invocation: Invocation) -> None:
     """Everything heavy is imported here, so that `--cfg job` and `--help` answer at once."""
-    from mmexp.engine import Interrupted
+    from mmexp.engine import Interrupted, LostProcess
+    from mmexp.engine.ranks import is_main
 
     try:
         train(invocation)
     except Interrupted as stop:
-        sys.stderr.write(f"stopped by {stop}; everything is saved, the same run_id or resume=<run> continues\n")
+        if is_main():
+            sys.stderr.write(f"stopped by {stop}; everything is saved, the same run_id or resume=<run> continues\n")
         raise SystemExit(128 + stop.signum) from None
+    except LostProcess as lost:
+        sys.stderr.write(f"{lost}\nthe same command continues from the newest checkpoint\n")
+        raise SystemExit(1) from None
 
 
 def train(invocation: Invocation) -> None:
@@ -25,6 +30,8 @@ def train(invocation: Invocation) -> None:
     from mmexp.engine import Generator, console, fit, setup_logging
     from mmexp.engine.job import peak_memory_mb
     from mmexp.engine.predict import evaluate_run
+    from mmexp.engine.ranks import is_main
+    from mmexp.engine.signals import stopping_at_once
     from mmexp.present import finish, show_plan, show_trained
     from mmexp.report import write_report
 
@@ -37,15 +44,19 @@ def train(invocation: Invocation) -> None:
         console.print(f"already finished: {run.path}", soft_wrap=True)
         return
     setup_logging(run.path / "run.log")
-    show_plan(exp, run)
+    if is_main():
+        show_plan(exp, run)
     module = fit(exp.job(run), show_trained)
+    if not is_main():
+        return
     if module.has_cast:  # answers come from the base weights, as they do in every later evaluation
         module.model = None
         generator = exp.load_generator(run)
     else:
         assert module.model is not None
         generator = Generator(module.model, exp.plan, module.objective)
-    results = evaluate_run(generator, exp.benchmarks, run)
+    with stopping_at_once(run, run.manifest()["step"]):
+        results = evaluate_run(generator, exp.benchmarks, run)
     run.update_manifest(status="finished", wall_s=round(time.monotonic() - started, 1), peak_memory_mb=peak_memory_mb())
     finish(run, results, write_report(run.path))
 

@@ -156,7 +156,8 @@ def test_a_full_disk_is_said_before_training(tmp_path: Path, monkeypatch: pytest
 def test_a_sigterm_is_not_lost_when_the_stage_finishes_all_the_same() -> None:
     from mmexp.pipeline import _in_fresh_process
 
-    before = signal.getsignal(signal.SIGTERM)
+    handled = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {signum: signal.getsignal(signum) for signum in handled}
     child = (
         "import os, signal; signal.signal(15, signal.SIG_IGN); os.kill(os.getppid(), 15); import time; time.sleep(.3)"
     )
@@ -164,7 +165,8 @@ def test_a_sigterm_is_not_lost_when_the_stage_finishes_all_the_same() -> None:
         assert _in_fresh_process([sys.executable, "-c", child]) == 143
         assert _in_fresh_process([sys.executable, "-c", ""]) == 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def test_a_run_becomes_a_folder_of_transformers(folder: Path) -> None:

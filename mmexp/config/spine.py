@@ -104,6 +104,8 @@ class ProcessorConfig:
     """Whether data_order.jsonl in the run directory lists the samples of every micro-batch."""
     num_workers: int = 0
     """Processes that load data."""
+    worker_timeout_s: float = 300
+    """How long one of them may prepare a batch; one that hangs ends the run."""
     check_rows: int = 2000
     """Rows that are tokenised before training to see that they supervise something."""
 
@@ -192,6 +194,9 @@ class RunConfig:
     """Last folder of the run; null makes a new one, an existing one is continued."""
     resume: str | None = None
     """Run directory to continue with its own configuration."""
+    inexact_resume: bool = False
+    """Whether a run may go on although its data, stage.micro_batch_size, seed, number of processes, precision, or
+    versions of packages are not those of its checkpoint. The manifest then says what differs."""
     paths: PathsConfig = field(default_factory=PathsConfig)
     """Folders."""
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)

@@ -15,7 +15,7 @@ from mmexp.data.collate import Collator
 from mmexp.data.dataset import BAD_MEDIA, CAPS, DropCounts, Dropped, TrainingData, fingerprint
 from mmexp.data.order import draws_of
 from mmexp.data.sampler import RunOrder, RunSampler
-from mmexp.errors import CheckpointError, MmexpError
+from mmexp.errors import CheckpointError, DataError, MmexpError
 from mmexp.prompt import Processor
 
 WORKER_TIMEOUT_S = 300
@@ -41,6 +41,8 @@ class MultimodalDataModule(LightningDataModule):
         num_workers: Processes that prepare batches; 0 prepares them in the training process.
         order: Rows of the run; None for one sample a row, shuffled.
         bad_media_cap: Largest share of this process's samples that may be left out because a medium cannot be read.
+        inexact: Whether a checkpoint of other data, or of another number of processes, is gone on from.
+        worker_timeout_s: How long a worker may prepare one batch.
     """
 
     def __init__(
@@ -55,8 +57,13 @@ class MultimodalDataModule(LightningDataModule):
         num_workers: int = 0,
         order: RunOrder | None = None,
         bad_media_cap: float = CAPS[BAD_MEDIA],
+        inexact: bool = False,
+        worker_timeout_s: float = WORKER_TIMEOUT_S,
     ) -> None:
         super().__init__()
+        self.inexact, self.worker_timeout_s = inexact, worker_timeout_s
+        self.differences: list[str] = []
+        """What is another now than in the checkpoint that was resumed; only with `inexact`."""
         self.dataset, self.processor, self.collator = dataset, processor, collator
         self.micro_batch_size, self.num_micro_batches = micro_batch_size, num_micro_batches
         self.seed, self.num_workers = seed, num_workers
@@ -95,7 +102,7 @@ class MultimodalDataModule(LightningDataModule):
             batch_sampler=sampler,
             collate_fn=_CarryingCollator(self.collator),
             num_workers=self.num_workers,
-            timeout=WORKER_TIMEOUT_S if self.num_workers else 0,
+            timeout=self.worker_timeout_s if self.num_workers else 0,
             pin_memory=False,
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -119,14 +126,16 @@ class MultimodalDataModule(LightningDataModule):
         saved, here = state_dict["identity"], self._identity()
         usual = {name: _USUAL.get(name) for name in dict.fromkeys([*here, *saved])}
         saved, here = {**usual, **saved}, {**usual, **here}
-        different = [name for name in here if saved[name] != here[name]]
-        if different:
-            found = "; ".join(f"{name} is {here[name]}, the checkpoint has {saved[name]}" for name in different)
+        self.differences = [
+            f"{name} is {here[name]}, the checkpoint has {saved[name]}" for name in here if saved[name] != here[name]
+        ]
+        if self.differences and not self.inexact:
             raise CheckpointError(
-                found,
+                "; ".join(self.differences),
                 expected="the same data in the same order, so that no sample is lost or doubled",
                 where="resume",
-                fix="resume with the settings of the run's config.yaml, or start a new run from its weights",
+                fix="resume with the settings of the run's config.yaml, accept another course of it with "
+                "inexact_resume=true, or start a new run from its weights",
             )
         self.position = state_dict["position"]
         self.num_positions, self.num_tokens = state_dict.get("num_positions", 0), state_dict.get("num_tokens", 0)
@@ -187,7 +196,22 @@ class _Loader(DataLoader):
     """Raises a carried error when its batch is due, not earlier."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, MmexpError):
-                raise batch
-            yield batch
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, MmexpError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            raise _worker_error(error) from error
+
+
+def _worker_error(error: RuntimeError) -> DataError:
+    """A worker that has died or hangs, in our words; torch says both with RuntimeError."""
+    found = " ".join(str(error).split())
+    if "timed out" in found:
+        fix = "look at the storage of the pictures, or processor.worker_timeout_s=<more>"
+    else:
+        fix = "a worker is mostly ended for want of memory: fewer processor.num_workers, or a larger /dev/shm"
+    return DataError(found, expected="a batch from every worker in time", where="processor.num_workers", fix=fix)

@@ -8,21 +8,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmexp.engine.callbacks import Interrupted
     from mmexp.engine.chain import load_weights, save_weights
+    from mmexp.engine.heartbeat import LostProcess
     from mmexp.engine.job import StageJob, fit
     from mmexp.engine.log import console, setup_logging
     from mmexp.engine.manifest import RunDir, open_run_dir, provenance
     from mmexp.engine.module import Recipe, TrainingModule
     from mmexp.engine.optim import AdamWCosineConfig
     from mmexp.engine.predict import Generator
+    from mmexp.engine.signals import Interrupted
     from mmexp.engine.trackers import TensorBoardConfig, WandbConfig
     from mmexp.engine.trainer import TrainerConfig
 
 _HOMES = {
     "AdamWCosineConfig": "optim",
     "Generator": "predict",
-    "Interrupted": "callbacks",
+    "Interrupted": "signals",
+    "LostProcess": "heartbeat",
     "Recipe": "module",
     "RunDir": "manifest",
     "StageJob": "job",
@@ -42,6 +44,7 @@ __all__ = [
     "AdamWCosineConfig",
     "Generator",
     "Interrupted",
+    "LostProcess",
     "Recipe",
     "RunDir",
     "StageJob",

@@ -1,4 +1,4 @@
-"""What happens around the steps: the record of metrics, checkpoints and signals.
+"""What happens around the steps: the record of metrics, and checkpoints.
 
 Lightning types its hooks for any module; these take a `TrainingModule`, hence `type: ignore[override]`.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import signal
-import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -17,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
-from mmexp.engine import checkpoint
-from mmexp.errors import CheckpointError
+from mmexp.engine import checkpoint, trackers
+from mmexp.engine.ranks import largest, require_equal, total
+from mmexp.engine.signals import Interrupted, StopSignals
+from mmexp.errors import CheckpointError, DataError, MmexpError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -29,13 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved itself at a step boundary."""
-
-    def __init__(self, signum: int, step: int) -> None:
-        self.signum, self.step = signum, step
-        super().__init__(f"{signal.Signals(signum).name} at step {step}")
+_FAILED_SAVES = 3
+"""So many checkpoints in a row that cannot be written end a run."""
 
 
 class MetricsLog(Callback):
@@ -52,7 +47,8 @@ class MetricsLog(Callback):
         self._reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
-        _drop_after(self.file, trainer.global_step)
+        if trainer.is_global_zero:
+            _drop_after(self.file, trainer.global_step)
         self._stream = self.file.open("a", encoding="utf-8") if trainer.is_global_zero else None
         self._last_step = self._shown = trainer.global_step
         self._reset()
@@ -101,7 +97,7 @@ class MetricsLog(Callback):
     def _write(self, trainer: Trainer, module: TrainingModule, report: Any) -> None:
         seconds = time.perf_counter() - self._since
         steps = max(trainer.global_step - self._last_step, 1)
-        sums = {name: float(value) / max(self._counts[name], 1) for name, value in self._sums.items()}
+        sums, tokens, samples, padding = self._over_all(trainer)
         total = (
             sum(module.latest.weights.get(name, 1.0) * value for name, value in sums.items()) if module.latest else 0
         )
@@ -115,9 +111,9 @@ class MetricsLog(Callback):
         record |= {
             "train/grad_norm": module.last_norm,
             "time/step_s": seconds / steps,
-            "data/tokens_per_s": self._tokens / seconds,
-            "data/samples_per_s": self._samples / seconds,
-            "data/padding_waste": self._padding / max(self._padding + self._tokens, 1),
+            "data/tokens_per_s": tokens / seconds,
+            "data/samples_per_s": samples / seconds,
+            "data/padding_waste": padding / max(padding + tokens, 1),
         }
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         record |= datamodule.drop_counts.metrics()
@@ -125,9 +121,16 @@ class MetricsLog(Callback):
         if self._stream is not None:
             self._stream.write(json.dumps({key: _short(value) for key, value in record.items()}) + "\n")
             self._stream.flush()
-        for logger in trainer.loggers:
-            logger.log_metrics({key: value for key, value in record.items() if key != "step"}, step=trainer.global_step)
+        trackers.log_safely(trainer.loggers, {k: v for k, v in record.items() if k != "step"}, trainer.global_step)
         self._reset()
+
+    def _over_all(self, trainer: Trainer) -> tuple[dict[str, float], float, float, float]:
+        """Mean losses, tokens, samples and padding since the last record, of all processes."""
+        names = list(self._sums)
+        mine = [*(float(self._sums[name]) for name in names), *(self._counts[name] for name in names)]
+        found = total(trainer, [*mine, self._tokens, self._samples, self._padding])
+        means = {name: found[at] / max(found[len(names) + at], 1) for at, name in enumerate(names)}
+        return means, found[-3], found[-2], found[-1]
 
     def _reset(self) -> None:
         self._sums: dict[str, Any] = defaultdict(float)
@@ -141,49 +144,53 @@ class Checkpoints(Callback):
 
     def __init__(self, folder: Path, every_n_steps: int, keep: int = 2) -> None:
         self.folder, self.every, self.keep = folder, every_n_steps, keep
-        self._signal: int | None = None
+        self.signals = StopSignals()
         self._saved_at = -1
         self._failed = 0
-        self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
+        require_equal(trainer, trainer.global_step, "step")
         self._saved_at = trainer.global_step
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[signum] = signal.signal(signum, self._on_signal)
+        self.signals.install()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: TrainingModule, *args: Any) -> None:  # type: ignore[override]
         if trainer.fit_loop._should_accumulate():
             return
         step = trainer.global_step
-        due = step % self.every == 0 or step == trainer.max_steps or self._signal is not None
+        signum = self.signals.agreed(trainer)
+        due = step % self.every == 0 or step == trainer.max_steps or signum
         if due and step != self._saved_at:
-            self._save(trainer, step)
-        if self._signal is not None:
-            raise Interrupted(self._signal, step)
+            self._save(trainer, pl_module, step)
+        if signum:
+            raise Interrupted(signum, step)
 
     def teardown(self, trainer: Trainer, pl_module: TrainingModule, stage: str) -> None:  # type: ignore[override]
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
-        self._handlers = {}
+        if trainer.world_size == 1 or not self.signals.noted:
+            self.signals.restore()  # where other processes stop too, a further signal must not cut off the last lines
 
-    def _save(self, trainer: Trainer, step: int) -> None:
+    def _save(self, trainer: Trainer, module: TrainingModule, step: int) -> None:
+        """All processes gather, the first one writes, and all learn whether it could."""
+        content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        if largest(trainer, checkpoint.is_broken(content["state_dict"])):
+            raise DataError(
+                "weights that train are not finite, so no checkpoint was written",
+                where=f"step {step}",
+                fix="a lower stage.lr or stage.grad_clip=1.0; the run can be continued from the checkpoint before",
+            )
+        error: Exception | None = None
         try:
-            trainer.save_checkpoint(self.folder / f"step_{step:08d}.ckpt")
-        except (CheckpointError, OSError) as error:
-            self._failed += 1
-            log.warning("checkpoint of step %d not written, the one before stays: %s", step, error)
-            if self._failed >= 3:
-                raise
+            trainer.strategy.save_checkpoint(content, self.folder / f"step_{step:08d}.ckpt")
+        except (MmexpError, OSError) as found:
+            error = found
+        if not largest(trainer, error is not None):
+            self._failed, self._saved_at = 0, step
+            if trainer.is_global_zero:
+                checkpoint.prune(self.folder, self.keep)
             return
-        self._failed, self._saved_at = 0, step
-        checkpoint.prune(self.folder, self.keep)
-
-    def _on_signal(self, signum: int, frame: Any) -> None:
-        if self._signal is not None and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._signal = signum
-        log.warning("%s: saving after this step", signal.Signals(signum).name)
+        self._failed += 1
+        log.warning("checkpoint of step %d not written, the one before stays: %s", step, error)
+        if self._failed >= _FAILED_SAVES:
+            raise error or CheckpointError("the first process could not write checkpoints", where=str(self.folder))
 
 
 def write_csv(jsonl: Path) -> None:

@@ -37,6 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             write_text(target.with_suffix(".sha256"), sha256(temporary))
             temporary.replace(target)
+            _flush_folder(target.parent)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"could not be written: {error}", where=str(target)) from error
         finally:
@@ -44,6 +45,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         return torch.load(Path(path), map_location=map_location or "cpu", weights_only=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a kill in the middle of a write has left; call it when no other process works on the run."""
+    for file in folder.glob(".step_*.tmp"):
+        file.unlink(missing_ok=True)
+
+
+def is_broken(state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a number in any of these tensors is not finite."""
+    return not all(bool(torch.isfinite(tensor).all()) for tensor in state.values() if tensor.is_floating_point())
 
 
 def newest(folder: Path) -> Path | None:
@@ -114,6 +126,15 @@ def check_state(saved: Mapping[str, torch.Tensor], module: nn.Module) -> None:
             where="checkpoint",
             fix="resume with the configuration that wrote it; for its weights only, stage.init_from=<run>",
         )
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a rename in it last through a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _num_bytes(value: Any) -> int:

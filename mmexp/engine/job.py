@@ -24,13 +24,18 @@ from mmexp.data import (
 )
 from mmexp.engine import checkpoint
 from mmexp.engine.bad_samples import BadSamples
-from mmexp.engine.callbacks import Checkpoints, Interrupted, MetricsLog
+from mmexp.engine.callbacks import Checkpoints, MetricsLog
 from mmexp.engine.chain import Start, save_weights
+from mmexp.engine.heartbeat import Heartbeat, lost_process
 from mmexp.engine.manifest import RunDir
 from mmexp.engine.module import Recipe, TrainingModule
 from mmexp.engine.moved import MovedCheck
 from mmexp.engine.order_log import OrderLog
 from mmexp.engine.progress import TrainingProgress
+from mmexp.engine.ranks import is_main
+from mmexp.engine.record import ResumeRecord
+from mmexp.engine.signals import Interrupted, requeue
+from mmexp.engine.strategy import plain_module
 from mmexp.errors import ConfigError
 from mmexp.tuning import LoraSettings, TrainedPart
 
@@ -98,6 +103,10 @@ class StageJob:
     """Whether the samples of every micro-batch are written to data_order.jsonl."""
     bad_media_cap: float = 0.001
     """Largest share of samples that may be left out because a medium cannot be read."""
+    worker_timeout_s: float = 300
+    """How long a worker may prepare one batch."""
+    inexact: bool = False
+    """Whether a run is continued although data, processes, precision or versions are not those of its checkpoint."""
     config: Mapping[str, Any]
     """The resolved configuration, redacted, for the trackers."""
     tags: Sequence[str] = ()
@@ -137,6 +146,7 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
 
     Raises:
         Interrupted: a signal asked to stop; the run is saved and can be continued.
+        LostProcess: another process of the job has died or does not answer.
     """
     started = time.monotonic()
     bad_samples = BadSamples(job.run.path / "bad_samples.jsonl")
@@ -145,25 +155,37 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
     num_steps = job.num_steps(order)
     module = TrainingModule(job.plan, job.objective, job.optim, _recipe(job, num_steps), job.init_from)
     datamodule = _datamodule(job, dataset, order, num_steps)
+    if is_main():
+        checkpoint.sweep(job.run.checkpoints)
     resume = checkpoint.newest(job.run.checkpoints)
     derived = _derived(job, dataset, order, num_steps)
-    job.run.update_manifest(status="running", derived=derived, resumed_from=resume.name if resume else None)
+    note = job.run.update_manifest if is_main() else _no_note
+    note(status="running", derived=derived, resumed_from=resume.name if resume else None)
     if resume:
         log.info("continuing from %s", resume.name)
-    trainer = job.trainer.build(
-        job.run.path, num_steps, job.accumulate, [bad_samples, *_callbacks(job, on_start)], _loggers(job)
-    )
+    heartbeat = Heartbeat()
+    callbacks = [heartbeat, bad_samples, *_callbacks(job, on_start)]
+    trainer = job.trainer.build(job.run.path, num_steps, job.accumulate, callbacks, _loggers(job))
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
-    except Interrupted:
-        job.run.update_manifest(status="interrupted", step=trainer.global_step)
+    except Interrupted as stop:
+        note(status="interrupted", step=stop.step)
+        if is_main():
+            requeue(job.run, stop)
         raise
-    except BaseException:
-        job.run.update_manifest(status="failed", step=trainer.global_step)
+    except BaseException as error:
+        note(status="failed", step=trainer.global_step)
+        if lost := lost_process(error, heartbeat, trainer.world_size):
+            raise lost from error
         raise
-    if trainer.is_global_zero:
+    module = plain_module(trainer, module)
+    if is_main():
         _finish(job, module, datamodule, step=trainer.global_step, train_s=round(time.monotonic() - started, 1))
     return module.eval()
+
+
+def _no_note(**values: Any) -> None:
+    """Only the first process writes the manifest."""
 
 
 def _finish(job: StageJob, module: TrainingModule, datamodule: MultimodalDataModule, **facts: Any) -> None:
@@ -193,7 +215,8 @@ def _checked_data(job: StageJob, bad_samples: BadSamples) -> Dataset:
     """The data, after a look at it."""
     dataset = job.data.build()
     report = preflight(dataset, job.plan.processor, max_rows=job.check_rows)
-    bad_samples.add(report.bad_media)
+    if is_main():
+        bad_samples.add(report.bad_media)
     require_trainable(report, job.bad_media_cap)
     if cuts := report.cuts():
         log.warning("%s", cuts)
@@ -233,6 +256,8 @@ def _recipe(job: StageJob, num_steps: int) -> Recipe:
         accumulate=job.accumulate,
         cast_frozen=job.trainer.cast_frozen,
         seed=job.seed,
+        gradient_checkpointing=job.trainer.gradient_checkpointing,
+        compiled=job.trainer.compile,
     )
 
 
@@ -247,6 +272,8 @@ def _datamodule(job: StageJob, dataset: Dataset, order: RunOrder, num_steps: int
         num_workers=job.num_workers,
         order=order,
         bad_media_cap=job.bad_media_cap,
+        inexact=job.inexact,
+        worker_timeout_s=job.worker_timeout_s,
     )
 
 
@@ -255,6 +282,7 @@ def _callbacks(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> 
     every, keep = job.trainer.checkpoint_every_n_steps, job.trainer.keep_checkpoints
     record = [OrderLog(job.run.path / "data_order.jsonl")] if job.log_ids else []
     return [
+        ResumeRecord(job.inexact, lambda found: _note_inexact(job, found)),
         *record,  # before the checkpoints: a saved micro-batch stands in the record
         MetricsLog(job.run.path / "metrics.jsonl", job.trainer.log_every_n_steps, bar),
         Checkpoints(job.run.checkpoints, every, keep),
@@ -262,7 +290,15 @@ def _callbacks(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> 
     ]
 
 
+def _note_inexact(job: StageJob, found: list[str]) -> None:
+    log.warning("this resume is not exact: %s", "; ".join(found))
+    if is_main():
+        job.run.update_manifest(inexact=[*job.run.manifest().get("inexact", []), *found])
+
+
 def _loggers(job: StageJob) -> list[Any]:
+    if not is_main():
+        return []
     built = [
         logger.build(job.run.path, job.group, job.label, list(job.tags), dict(job.config))
         for logger in job.loggers.values()

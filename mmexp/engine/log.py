@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
+
+from mmexp.engine.ranks import is_main
 
 console = Console(highlight=False)
 
@@ -26,12 +27,12 @@ _HARMLESS = (
 def setup_logging(file: Path | None = None) -> None:
     """Sends our log to the terminal and, with `file`, to the run's run.log; rank zero only."""
     root = logging.getLogger("mmexp")
-    root.setLevel(logging.INFO if int(os.environ.get("LOCAL_RANK", "0")) == 0 else logging.ERROR)
+    root.setLevel(logging.INFO if is_main() else logging.ERROR)
     root.propagate = False
     root.handlers = [
         RichHandler(console=console, show_time=False, show_level=False, show_path=False, rich_tracebacks=False)
     ]
-    if file is not None:
+    if file is not None and is_main():
         handler = logging.FileHandler(file, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)

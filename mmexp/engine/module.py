@@ -14,11 +14,15 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import MixedPrecision
 
 from mmexp.contracts import Batch, Losses
+from mmexp.engine.blocks import set_up_blocks
 from mmexp.engine.chain import Changed, Start, load_starts
 from mmexp.engine.checkpoint import check_state, trained_names
 from mmexp.engine.frozen import require_loaded
 from mmexp.engine.gather import gather_rows
 from mmexp.engine.optim import AdamWCosineConfig, clip_and_check
+from mmexp.engine.ranks import total
+from mmexp.engine.record import fingerprint
+from mmexp.engine.strategy import ShardedStrategy
 from mmexp.errors import DataError
 from mmexp.llm import quantize_llm, require_library
 from mmexp.tuning import LoraSettings, TrainedPart, apply_policy, describe, parameter_groups, store_frozen
@@ -66,6 +70,10 @@ class Recipe:
     cast_frozen: bool = True
     """Whether frozen matrices are stored in the dtype of autocast."""
     seed: int = 0
+    gradient_checkpointing: Sequence[str] = ()
+    """Parts whose blocks are computed again in backward, for memory."""
+    compiled: Sequence[str] = ()
+    """Parts whose blocks `torch.compile` compiles."""
 
 
 def _with_signature(method: Any) -> Any:
@@ -105,6 +113,8 @@ class TrainingModule(LightningModule):
         self.model: MultimodalModel | None = None
         self.objective: Any = None
         self.changed: Changed = {}
+        self.frozen = ""
+        """Fingerprint of the weights that do not train."""
         self.latest: Losses | None = None
         """Losses of the last micro-batch, for the log."""
         self.last_norm = 0.0
@@ -114,7 +124,7 @@ class TrainingModule(LightningModule):
         self.has_cast = False
         """Whether frozen weights are stored in less than the base weights' precision, for training under autocast."""
         self._bad_in_a_row = 0
-        self._window = (0, 0)
+        self._window: tuple[float, int] = (0, 0)
         self._window_ids: list[str] = []
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -140,10 +150,20 @@ class TrainingModule(LightningModule):
         apply_policy(self.model, recipe.policy, recipe.lora, recipe.live_dropout, recipe.new_tokens)
         if not recipe.allow_random_frozen:
             require_loaded(self.plan, self.parts(), self.changed, recipe.policy)
-        if recipe.cast_frozen and self._computes_in_bfloat16():
+        self.frozen = fingerprint(self.model)
+        strategy = self._trainer.strategy if self._trainer else None  # without a Trainer the property raises
+        is_sharded = isinstance(strategy, ShardedStrategy)
+        if recipe.cast_frozen and not is_sharded and self._computes_in_bfloat16():
             freed = store_frozen(self.parts(), torch.bfloat16, self.changed)
             self.has_cast = freed > 0
             log.info("frozen matrices are stored in bfloat16: %.1f MB less", freed / 2**20)
+        set_up_blocks(self.parts(), recipe.gradient_checkpointing, recipe.compiled)
+        if isinstance(strategy, ShardedStrategy):
+            strategy.shard(self)
+
+    def fresh(self) -> TrainingModule:
+        """The same, before its model is built."""
+        return TrainingModule(self.plan, self._objective_config, self._optim, self.recipe, self.init_from)
 
     def _target_device(self) -> torch.device:
         """Where the strategy will move the model; the module's own device without a trainer."""
@@ -168,7 +188,7 @@ class TrainingModule(LightningModule):
     @_with_signature
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        _seed(_mix(self.recipe.seed, datamodule.position), self.device)
+        _seed(_mix(self.recipe.seed, datamodule.position, self.trainer.global_rank), self.device)
         losses = self.objective(self.model, batch)
         self.latest = losses
         datamodule.advance(batch)
@@ -176,11 +196,9 @@ class TrainingModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns the sum of micro-batch losses into the mean over all supervised tokens of the step."""
-        reference, total = self._window
-        world = self.trainer.world_size
-        if world > 1:
-            total = int(self.trainer.strategy.reduce(torch.tensor(float(total), device=self.device), reduce_op="sum"))
-        factor = reference * self.recipe.accumulate * world / max(total, 1)
+        reference, own = self._window
+        count = total(self.trainer, [own])[0]
+        factor = reference * self.recipe.accumulate * self.trainer.world_size / max(count, 1)
         if factor != 1.0:
             gradients = [p.grad for p in self._trained() if p.grad is not None]
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
@@ -230,9 +248,10 @@ class TrainingModule(LightningModule):
         With one micro-batch a step, that count is the right one and nothing has to be mended.
         """
         first = next(iter(losses.counts))
-        reference, total = self._window
-        reference = reference or max(losses.counts[first], 1)
-        self._window = (reference, total + losses.counts[first])
+        reference, own = self._window
+        if not reference:  # the same on every process, or the mean of their gradients would be none over tokens
+            reference = max(total(self.trainer, [losses.counts[first]])[0] / self.trainer.world_size, 1)
+        self._window = (reference, own + losses.counts[first])
         self._window_ids += batch.ids
         sums = [
             losses.weights.get(name, 1.0) * value / (reference if name == first else max(losses.counts[name], 1))
@@ -257,6 +276,7 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def _mix(seed: int, position: int) -> int:
-    """A seed for one micro-batch that depends on nothing but the run's seed and the position."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=6).digest(), "big")
+def _mix(seed: int, position: int, rank: int = 0) -> int:
+    """A seed for one micro-batch that depends on nothing but the run's seed, the position and the process."""
+    text = f"{seed}:{position}:{rank}" if rank else f"{seed}:{position}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback
 
+from mmexp.engine.ranks import total
+from mmexp.engine.strategy import own_share
 from mmexp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +56,10 @@ class MovedCheck(Callback):
 
     def _compare(self, module: TrainingModule) -> None:
         after = _probes(module, self._NUM_PROBES)
-        moved = {name for name, values in after.items() if not torch.equal(values, self._before[name])}
+        flags = total(module.trainer, [not torch.equal(values, self._before[name]) for name, values in after.items()])
+        moved = {
+            name for name, flag in zip(after, flags, strict=True) if flag
+        }  # in any process, where each has a share
         trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         wrongly = sorted(moved - trained)
         if wrongly:
@@ -81,7 +86,7 @@ def _probes(module: torch.nn.Module, count: int) -> dict[str, torch.Tensor]:
     """A few evenly spaced values of every parameter, and its sum: of an embedding table only some rows move."""
     probes = {}
     for name, parameter in module.named_parameters():
-        flat = parameter.detach().flatten()
+        flat = own_share(parameter.detach()).flatten()
         values = flat[:: max(1, flat.numel() // count)]
         probes[name] = torch.cat([values.double(), flat.sum(dtype=torch.float64)[None]])
     return probes

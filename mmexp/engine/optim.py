@@ -48,4 +48,5 @@ class CosineWithWarmup:
 
 def clip_and_check(parameters: list[torch.nn.Parameter], max_norm: float | None) -> float:
     """Clips the gradients to a total norm and returns the norm before; inf or nan when a gradient is not finite."""
-    return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else math.inf))
+    norm: Any = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else math.inf)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # where gradients are shards

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 log = logging.getLogger(__name__)
+
+_START_TIMEOUT_S = 30
+"""How long the tracker's server may take to answer before a run is logged offline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,30 +35,37 @@ class WandbConfig:
             log.info(
                 "no W&B key: logging offline; later `wandb login`, then `wandb sync %s/wandb/offline-run-*`", run_dir
             )
-        try:
-            from lightning.pytorch.loggers import WandbLogger
+        settings = {
+            "project": self.project,
+            "entity": self.entity,
+            "save_dir": str(run_dir),
+            "id": run_dir.name,
+            "resume": "allow",
+            "name": f"{group}/{job_type}/{run_dir.name}",
+            "group": group,
+            "job_type": job_type,
+            "tags": tags,
+            "config": config,
+        }
+        for offline in (False, True) if online else (True,):
+            try:
+                return _open_wandb(settings, offline)
+            except Exception as error:  # a tracker must not stop an experiment; metrics.jsonl is the record
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                log.warning("W&B is %s for this run: %s", "off" if offline else "offline", reason)
+        return None
 
-            os.environ.setdefault("WANDB_SILENT", "true")
-            logger = WandbLogger(
-                project=self.project,
-                entity=self.entity,
-                offline=not online,
-                save_dir=str(run_dir),
-                id=run_dir.name,
-                resume="allow",
-                name=f"{group}/{job_type}/{run_dir.name}",
-                group=group,
-                job_type=job_type,
-                tags=tags,
-                config=config,
-            )
-            _ = logger.experiment
-            return logger
-        except Exception as error:  # a tracker must not stop an experiment; metrics.jsonl is the record
-            log.warning(
-                "W&B is off for this run: %s", str(error).splitlines()[0] if str(error) else type(error).__name__
-            )
-            return None
+
+def _open_wandb(settings: dict[str, Any], offline: bool) -> Logger:
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    wandb.teardown()  # what a failed try has left
+    limits = wandb.Settings(init_timeout=_START_TIMEOUT_S)
+    logger = WandbLogger(**settings, offline=offline, settings=limits)
+    _ = logger.experiment
+    return logger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +76,22 @@ class TensorBoardConfig:
         from lightning.pytorch.loggers import TensorBoardLogger
 
         return TensorBoardLogger(save_dir=str(run_dir), name="tensorboard", version="")
+
+
+_silent: set[int] = set()
+"""Loggers that have failed; they are not asked again."""
+
+
+def log_safely(loggers: Sequence[Logger], values: Mapping[str, float], step: int) -> None:
+    """Hands figures to every tracker. One that raises is left alone from then on: metrics.jsonl has them all."""
+    for logger in loggers:
+        if id(logger) in _silent:
+            continue
+        try:
+            logger.log_metrics(dict(values), step=step)
+        except Exception as error:  # a tracker must not stop an experiment
+            _silent.add(id(logger))
+            log.warning("%s gets no further figures: %s", type(logger).__name__, str(error) or type(error).__name__)
 
 
 def _has_netrc_key() -> bool:

@@ -30,7 +30,7 @@ class TrainerConfig:
     num_nodes: int = 1
     """Nodes of the job."""
     strategy: str = "auto"
-    """Lightning strategy: auto, ddp, fsdp, deepspeed_stage_2, ..."""
+    """auto, ddp (a whole model in each process), fsdp (a share in each), or another strategy of Lightning's."""
     precision: str = "32-true"
     """32-true, bf16-mixed, ..."""
     cast_frozen: bool = True
@@ -44,6 +44,15 @@ class TrainerConfig:
     """Steps between two checkpoints to resume from."""
     keep_checkpoints: int = 2
     """Newest checkpoints that stay."""
+    gradient_checkpointing: tuple[str, ...] = ()
+    """Parts (llm, encoder, ...) whose blocks are computed again in backward: less memory, about a third more time."""
+    compile: tuple[str, ...] = ()
+    """Parts whose blocks `torch.compile` compiles; it pays where shapes repeat, as an encoder's do."""
+    unused_parameters: bool = True
+    """Whether ddp looks in every step for trained parameters that had no part in it, as an open encoder may have behind
+    the selected layer; false is a little faster and fails where there are some."""
+    process_group_timeout_s: float = 600
+    """How long a process waits for the others before the run ends."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `lightning.pytorch.Trainer`, by their names."""
 
@@ -71,15 +80,20 @@ class TrainerConfig:
 
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # importing it has raised the level again
         from mmexp.engine.checkpoint import AtomicCheckpointIO
+        from mmexp.engine.strategy import build_strategy
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         further: dict[str, Any] = {"profiler": NoProfiler()} | dict(self.extra)
+        strategy = build_strategy(
+            self.strategy, self.process_group_timeout_s, self.world_size, unused_parameters=self.unused_parameters
+        )
+        plugins: list[Any] = [AtomicCheckpointIO(), *_environments()]
         try:
             return Trainer(
                 accelerator=self.accelerator,
                 devices=self.devices,
                 num_nodes=self.num_nodes,
-                strategy=self.strategy,
+                strategy=strategy,
                 precision=self.precision,  # type: ignore[arg-type]
                 max_steps=num_steps,
                 max_epochs=-1,
@@ -87,7 +101,7 @@ class TrainerConfig:
                 default_root_dir=root,
                 logger=loggers or False,
                 callbacks=callbacks,
-                plugins=[AtomicCheckpointIO()],
+                plugins=plugins,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
@@ -100,3 +114,10 @@ class TrainerConfig:
             raise ConfigError(
                 str(error).splitlines()[0], where="trainer", fix="see the Trainer page of Lightning"
             ) from error
+
+
+def _environments() -> list[Any]:
+    """SLURM's, where it started this process; requeueing is ours."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []

@@ -64,6 +64,8 @@ class MultimodalModel(nn.Module):
         super().__init__()
         self.llm: Any = llm
         self.inputs = nn.ModuleDict(inputs)
+        self.runs_every_branch = False
+        """Whether a training batch without a modality runs its branch on an empty item even where nothing trains."""
 
     def forward(self, batch: Batch, rows: Tensor | None = None) -> Output:
         """The last hidden states, and the soft tokens.
@@ -95,7 +97,7 @@ class MultimodalModel(nn.Module):
                     owners=batch.media_owners[modality],
                     views=batch.views.get(modality),
                 )
-            elif torch.is_grad_enabled() and trains(branch):
+            elif torch.is_grad_enabled() and (self.runs_every_branch or trains(branch)):
                 embeds = take_part(embeds, branch.idle(embeds))
         return embeds, soft
 

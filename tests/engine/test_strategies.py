@@ -1,0 +1,106 @@
+"""Two processes on the CPU learn what one learns, however they share the work, and write the same files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from mmexp.engine import StageJob, TrainerConfig, fit
+from mmexp.engine.blocks import blocks_of, set_up_blocks
+from mmexp.engine.checkpoint import newest
+from mmexp.engine.strategy import build_strategy
+from mmexp.errors import ConfigError
+from tests.faults.runs import Run, write_rows
+
+Make = Callable[..., StageJob]
+STEP = ("stage.batch_size=4", "trainer.max_steps=8", "trainer.checkpoint_every_n_steps=4")
+POLICIES = {
+    "llm_alone": ("stage.policy.connector=frozen",),  # a batch without pictures has no gradient for any branch
+    "lora": ("stage.policy.llm=lora", "stage.lora.dropout=0"),  # its masks differ between processes
+    "all": ("stage.policy.encoder=full", "trainer.gradient_checkpointing=[llm,encoder]"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("strategies")
+    write_rows(made)
+    return made
+
+
+def state(run: Run) -> dict[str, Any]:
+    file = newest(run.path / "checkpoints")
+    assert file is not None
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_two_processes_equal_one(folder: Path, policy: str) -> None:
+    one = Run(folder, f"{policy}_one", *STEP, *POLICIES[policy], "stage.micro_batch_size=4")
+    one.finish()
+    for strategy, micro in (("ddp", 2), ("fsdp", 1)):
+        two = ("trainer.devices=2", f"trainer.strategy={strategy}", f"stage.micro_batch_size={micro}")
+        run = Run(folder, f"{policy}_{strategy}", *STEP, *POLICIES[policy], *two)
+        run.finish()
+        assert run.losses() == pytest.approx(one.losses(), abs=1e-5)
+        mine, theirs = state(run), state(one)
+        shapes = [{name: tensor.shape for name, tensor in s["state_dict"].items()} for s in (mine, theirs)]
+        assert shapes[0] == shapes[1]
+        for key, value in theirs["optimizer_states"][0]["state"].items():
+            assert mine["optimizer_states"][0]["state"][key]["exp_avg"].shape == value["exp_avg"].shape
+        for file in (one.path / "weights").rglob("*.safetensors"):
+            expected = load_file(file)
+            found = load_file(run.path / file.relative_to(one.path))
+            assert found.keys() == expected.keys()
+            for name, tensor in expected.items():
+                torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_recomputed_and_compiled_blocks_change_neither_numbers_nor_names(make_job: Make) -> None:
+    files = {}
+    for name, settings in {
+        "plain": {},
+        "recomputed": {"gradient_checkpointing": ("llm", "encoder", "connector")},
+    }.items():
+        trainer = TrainerConfig(accelerator="cpu", log_every_n_steps=1, checkpoint_every_n_steps=2, **settings)
+        job = make_job(name, trainer=trainer, policy={"encoder": "full", "connector": "full", "llm": "full"})
+        fit(job, lambda table: None)
+        files[name] = {file.name: file.read_bytes() for file in job.run.weights.glob("*.safetensors")}
+        assert newest(job.run.checkpoints) is not None
+    assert files["plain"] == files["recomputed"]
+
+
+def test_a_compiled_part_keeps_the_names_of_its_tensors(make_job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    model = make_job().plan.build()
+    names = list(model.state_dict())
+    set_up_blocks(model.parts(), [], ["llm", "connector"])
+    assert list(model.state_dict()) == names
+    assert compiled == [*blocks_of(model.parts()["llm"]), model.parts()["connector"]]
+
+
+def test_blocks_are_those_that_repeat(make_job: Make) -> None:
+    parts = make_job().plan.build().parts()
+    assert {type(block).__name__ for block in blocks_of(parts["llm"])} == {"LlamaDecoderLayer"}
+    assert len(blocks_of(parts["llm"])) == 2
+    nested = nn.ModuleList([nn.Sequential(nn.ModuleList([nn.Linear(1, 1)] * 3)) for _ in range(2)])
+    assert blocks_of(nn.Sequential(nested)) == list(nested)
+
+
+def test_a_part_that_is_not_there_is_named(make_job: Make) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.compile: no part 'lm'"):
+        set_up_blocks(make_job().plan.build().parts(), [], ["lm"])
+
+
+def test_deepspeed_is_refused_with_what_to_take_instead() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: deepspeed_stage_2(.*\n)*.*fsdp_bf16"):
+        build_strategy("deepspeed_stage_2", 600, 8)
