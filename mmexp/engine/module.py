@@ -108,7 +108,7 @@ class TrainingModule(LightningModule):
         self.strict_loading = False  # a checkpoint holds only what trains; `check_state` compares exactly
         self.plan, self.recipe, self.init_from = plan, recipe, init_from
         self._objective_config, self._optim = objective, optim
-        self._storage = getattr(plan.llm, "quantize", "none")
+        self._storage: Any = getattr(plan.llm, "quantize", "none")
         require_library(self._storage)
         self.model: MultimodalModel | None = None
         self.objective: Any = None
