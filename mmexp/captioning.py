@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ def caption(invocation: Invocation) -> tuple[dict[str, Any], Path]:
     own = check_own(DataCaptionConfig, invocation.cfg)
     run = finished_run(own.run, "run")
     exp = _experiment(own, invocation)
-    rewriting = instantiate(own.rewrite, "rewrite", invocation.registered) if own.rewrite else None
+    rewriting = _built(own.rewrite, "rewrite", invocation) if own.rewrite else None
     dataset = exp.checked.parts["data"].build()
     out = Path(own.out).expanduser()
     plain = resolve(invocation.cfg)
@@ -62,10 +62,18 @@ def _experiment(own: DataCaptionConfig, invocation: Invocation) -> Experiment:
     if "image" not in exp.plan.inputs or not exp.plan.spec.width:
         raise ConfigError("this run has no image branch, or no LLM", expected="a run that answers about pictures",
                           where="run")  # fmt: skip
-    given = {"template": instantiate(own.template, "template", invocation.registered)}
+    given = {"template": _built(own.template, "template", invocation)}
     if own.data:
-        given["data"] = instantiate(own.data, "data", invocation.registered)
+        given["data"] = _built(own.data, "data", invocation)
     return Experiment(replace(exp.checked, parts={**exp.checked.parts, **given}))
+
+
+def _built(node: Mapping[str, Any], name: str, invocation: Invocation) -> Any:
+    """What a node describes. Raises ConfigError also where only its settings were given, and no choice."""
+    if "_target_" not in node:
+        raise ConfigError(f"{', '.join(node)} of nothing", expected=f"{name}=<a choice> besides its settings",
+                          where=name)  # fmt: skip
+    return instantiate(node, name, invocation.registered)
 
 
 def _describe(job: Captioning, own: DataCaptionConfig, exp: Experiment, run: RunDir) -> None:
