@@ -4,8 +4,8 @@
 
 RUN is a finished run. Of `experiments=shapes_vision` or `experiments=shapes_language` the encoder or LLM becomes a
 transformers checkpoint; what the run did not load (tokenizer, normalisation, layers behind the one that is used) is
-taken over from the folder that it started from. Of `stage=blip2/represent` the Q-Former that `connector=qformer` takes
-becomes a folder for `stage.init_from`.
+taken over from the folder that it started from. Of `stage=blip2/represent` or `blip2/generate` the Q-Former that
+`connector=qformer` takes becomes a folder for `stage.init_from`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmexp.engine import RunDir, load_weights
 from mmexp.engine.manifest import sha256
 
 KEPT = ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
-PARTS = {"vision": "encoder", "language": "llm", "blip2_represent": "connector"}
+PARTS = {"vision": "encoder", "language": "llm", "blip2_represent": "connector", "blip2_generate": "connector"}
 FACTS = ("name", "stage", "kind", "seed", "step", "base", "versions")
 """What the manifest of a Q-Former keeps of the run's."""
 
