@@ -35,7 +35,7 @@ def start(job: StageJob, only: str, connector: Any = None) -> RunDir:
     parts = {"connector": made.parts()["connector"].requires_grad_(False)}
     names = {name for name in parts["connector"].state_dict() if name.startswith(only)}
     job.run.update_manifest(status="finished")
-    save_weights(parts, {}, {"connector": names}, job.run)
+    save_weights(parts, {"connector": names}, job.run)
     return job.run
 
 
