@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 
 def blocks_of(part: nn.Module) -> list[nn.Module]:
-    """The children of every list of modules of one class in `part`; lists inside a block are not looked at."""
+    """The children of every list of modules of one class in `part`; lists inside a block are not looked at.
+
+    The last one may be of a subclass (`mmexp.llm.last_layer`).
+    """
     found: list[nn.Module] = []
     for child in part.children():
-        is_list = isinstance(child, nn.ModuleList) and len({type(block) for block in child}) == 1
+        is_list = isinstance(child, nn.ModuleList) and all(isinstance(block, type(child[0])) for block in child)
         found += list(child) if is_list else blocks_of(child)  # type: ignore[arg-type]
     return found
 
