@@ -74,7 +74,7 @@ def test_a_checkpoint_of_another_program_counts_too(make_job: Callable[..., Stag
     made = module(make_job(), MlpConfig())
     made.configure_model()
     state = made.parts()["connector"].state_dict()
-    save_file({f"model.mm_projector.{name}": tensor for name, tensor in state.items()}, tmp_path / "mm.safetensors")
+    save_file({f"model.mm_projector.{name}": tensor + 1 for name, tensor in state.items()}, tmp_path / "mm.safetensors")
     module(make_job(policy=frozen, init_from=(tmp_path / "mm.safetensors",))).configure_model()
 
 
