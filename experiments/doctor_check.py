@@ -21,14 +21,14 @@ from typing import Any
 
 ROWS, IMAGE = 16, 224
 WORDS = "a long answer that many rows give, word for word, so that a batch is as long as the next one. " * 2
-CLIP = {"model_type": "clip_vision_model", "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12,
+CLIP = {"model_type": "clip_vision_model", "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 4,
         "num_attention_heads": 6, "image_size": IMAGE, "patch_size": 16}  # fmt: skip
-LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8,
+LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 4,
          "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 2048,
          "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False}  # fmt: skip
-QWEN2 = {**LLAMA, "model_type": "qwen2", "num_key_value_heads": 2, "vocab_size": 152000, "num_hidden_layers": 4,
+QWEN2 = {**LLAMA, "model_type": "qwen2", "num_key_value_heads": 2, "vocab_size": 152000, "num_hidden_layers": 2,
          "tie_word_embeddings": True}  # fmt: skip
-OPT = {"model_type": "opt", "hidden_size": 512, "word_embed_proj_dim": 512, "ffn_dim": 2048, "num_hidden_layers": 8,
+OPT = {"model_type": "opt", "hidden_size": 512, "word_embed_proj_dim": 512, "ffn_dim": 2048, "num_hidden_layers": 4,
        "num_attention_heads": 8, "vocab_size": 32000, "max_position_embeddings": 2048, "bos_token_id": 1,
        "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
 
@@ -224,7 +224,7 @@ Question: is what `mmexp.doctor` says about memory and FLOPs what training then 
 
     python experiments/doctor_check.py
 
-CPU, one thread, a process for each row; a 12-layer ViT of width 384 at 224 px and small LLMs with random weights.
+CPU, one thread, a process for each row; a 4-layer ViT of width 384 at 224 px and small LLMs with random weights.
 Memory: high-water mark of the second optimizer step under the Trainer, less what the process held before.
 
 """

@@ -107,7 +107,7 @@ def size_stage(model: MultimodalModel, objective: nn.Module, setup: Setup, trace
     return Size(parts=(*parts, logits), peak=peak, tokens=tokens, setup=setup)
 
 
-def quantised_weights(model: MultimodalModel, quantize: str) -> dict[int, nn.Parameter]:
+def quantised_weights(model: MultimodalModel, quantize: str) -> dict[int, Tensor]:
     """The weights of the LLM that few bits store, by identity: of all linear layers but the head and adapters."""
     wrapped = getattr(model.llm, "model", None)
     if quantize == "none" or wrapped is None:
@@ -120,7 +120,7 @@ def quantised_weights(model: MultimodalModel, quantize: str) -> dict[int, nn.Par
     }
 
 
-def _part(name: str, module: nn.Module, trace: Trace, setup: Setup, quantised: dict[int, nn.Parameter]) -> PartSize:
+def _part(name: str, module: nn.Module, trace: Trace, setup: Setup, quantised: dict[int, Tensor]) -> PartSize:
     sharding, devices = setup.sharding, setup.num_devices
     weights = sum(_stored(p, setup, quantised) for p in (*module.parameters(), *module.buffers()))
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -138,7 +138,7 @@ def _part(name: str, module: nn.Module, trace: Trace, setup: Setup, quantised: d
     )
 
 
-def _stored(tensor: Tensor, setup: Setup, quantised: dict[int, nn.Parameter]) -> float:
+def _stored(tensor: Tensor, setup: Setup, quantised: dict[int, Tensor]) -> float:
     """Bytes of a tensor where it rests."""
     if id(tensor) in quantised:
         return tensor.numel() * _QUANTISED_BYTES[setup.quantize] + len(tensor) * _SCALE_BYTES[setup.quantize]

@@ -100,8 +100,9 @@ class _Watch(TorchDispatchMode):
         for parameter in self._trained:
             parameter.register_post_accumulate_grad_hook(self._arrived)
             if keeps_gradients:
-                parameter.grad = _fake_like(parameter.detach(), fake, parameter.dtype)
-                self._outside.add(parameter.grad.untyped_storage()._cdata)
+                gradient = _fake_like(parameter.detach(), fake, parameter.dtype)
+                parameter.grad = gradient
+                self._outside.add(gradient.untyped_storage()._cdata)
 
     def start_backward(self) -> None:
         """Lightning drops the old gradients here, between forward and backward pass."""
@@ -206,8 +207,10 @@ def _places(indices: Any) -> list[Any]:
     """Masks as the places where they are true: how many these are is known, for masks have a content."""
     found: list[Any] = []
     for index in indices:
-        is_mask = index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
-        found += index.nonzero(as_tuple=True) if is_mask else [index]
+        if index is None or index.dtype != torch.bool or isinstance(index, FakeTensor):
+            found.append(index)
+        else:
+            found += index.nonzero(as_tuple=True)
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmexp.objective import NextTokenConfig
@@ -58,8 +59,9 @@ def test_a_frozen_part_costs_no_backward_pass(make_small: Callable[..., Any]) ->
         small = make_small(POLICIES[name])
         flops[name] = trace_step(small.model(), small.objective, synthetic_batch(small.plan, 2, 60, 20, 1))
     assert flops["align"].forward_flops == flops["instruct"].forward_flops
-    assert flops["align"].flops / flops["align"].forward_flops == pytest.approx(2, abs=0.3)
-    assert flops["instruct"].flops / flops["instruct"].forward_flops == pytest.approx(3, abs=0.3)
+    ratios = {name: trace.flops / trace.forward_flops for name, trace in flops.items()}
+    assert 1.8 < ratios["align"] < 2.5, "attention has five products backward for two forward, whatever is frozen"
+    assert 2.7 < ratios["instruct"] < 3.3
     assert not flops["align"].activation_bytes.get("encoder"), "nothing of the frozen encoder is kept"
 
 
@@ -68,9 +70,15 @@ def test_tracing_changes_nothing_of_the_model(make_small: Callable[..., Any]) ->
     model = small.model()
     before = {name: id(parameter) for name, parameter in model.named_parameters()}
     trace_step(model, small.objective, synthetic_batch(small.plan, 2, 40, 10, 1))
+    hooks = num_hooks(model)  # transformers adds some of its own in the first call
+    trace_step(model, small.objective, synthetic_batch(small.plan, 2, 40, 10, 1))
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
     assert all(parameter.is_meta and parameter.grad is None for parameter in model.parameters())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert num_hooks(model) == hooks
+
+
+def num_hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 def test_activations_grow_with_the_batch_and_logits_with_supervised_tokens(make_small: Callable[..., Any]) -> None:
