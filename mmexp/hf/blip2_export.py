@@ -75,7 +75,7 @@ def blip2_config(plan: Plan, model: MultimodalModel, image_token_id: int, stop_i
     text, dtype = plain_config(llm.config), str(common_dtype(model.parameters())).removeprefix("torch.")
     text |= {"vocab_size": max(text["vocab_size"], image_token_id + 1), "architectures": [type(llm).__name__]}
     text |= {"dtype": dtype, "eos_token_id": stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)}
-    tied = {"tie_word_embeddings": bool(text.get("tie_word_embeddings", False))}
+    tied: dict[str, Any] = {"tie_word_embeddings": bool(text.get("tie_word_embeddings", False))}
     return Blip2Config(
         **tied,
         vision_config=vision_config(plan),
