@@ -166,7 +166,7 @@ def _varlen(
     dtype = compute_dtype(query)  # autocast does not know the kernel
     q, k, v = (part.transpose(1, 2).flatten(0, 1).to(dtype) for part in (query, key, value))
     reach = (-1 if window is None else window - 1, 0)  # how far a query sees back, and ahead
-    mixed = varlen_attn(
+    mixed: Any = varlen_attn(
         q, k, v, ends, ends, max(sizes), max(sizes), scale=scaling, window_size=reach,
         enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
