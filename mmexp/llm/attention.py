@@ -23,7 +23,7 @@ SegmentLengths = Sequence[Sequence[int]]
 class UsedRows(NamedTuple):
     """The positions of a batch whose hidden states are used behind the last layer."""
 
-    index: Tensor
+    rows: Tensor
     """int64[K], ascending places in the flattened batch"""
     places: Sequence[Tensor]
     """Per segment, in their order, which of its own positions: int64[k], ascending and possibly empty"""
@@ -73,7 +73,8 @@ def segment_attention(
     pieces = zip(*(_pieces(part, segment_lengths) for part in (query, key, value)), strict=True)
     for lengths in segment_lengths:
         for _ in lengths:
-            mixed.append(_one_segment(*next(pieces), scaling, dropout, window)[0].transpose(0, 1))
+            q, k, v = next(pieces)
+            mixed.append(_one_segment(q, k, v, scaling, dropout, window)[0].transpose(0, 1))
         padding = next(pieces)[0]
         mixed.append(padding.new_zeros(padding.shape[2], query.shape[1], width))
     return torch.cat(mixed).unflatten(0, (query.shape[0], query.shape[2])), None
@@ -123,7 +124,8 @@ def used_rows_attention(
             if len(own):
                 distance = own[:, None] - torch.arange(k.shape[2], device=own.device)
                 mixed.append(_attend(asked, k, v, scaling, dropout, _within(distance, window)))
-        next(keys), next(values)  # padding
+        next(keys)  # padding
+        next(values)
     return torch.cat(mixed, dim=2)
 
 
@@ -162,13 +164,13 @@ def _varlen(
     sizes = _sizes(segment_lengths, query.shape[2])
     ends = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32).to(query.device, non_blocking=True)
     dtype = compute_dtype(query)  # autocast does not know the kernel
-    flat = (part.transpose(1, 2).flatten(0, 1).to(dtype) for part in (query, key, value))
+    q, k, v = (part.transpose(1, 2).flatten(0, 1).to(dtype) for part in (query, key, value))
     reach = (-1 if window is None else window - 1, 0)  # how far a query sees back, and ahead
     mixed = varlen_attn(
-        *flat, ends, ends, max(sizes), max(sizes), scale=scaling, window_size=reach,
+        q, k, v, ends, ends, max(sizes), max(sizes), scale=scaling, window_size=reach,
         enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
-    return mixed.unflatten(0, (query.shape[0], query.shape[2]))  # type: ignore[union-attr]
+    return mixed.unflatten(0, (query.shape[0], query.shape[2]))
 
 
 def _sizes(segment_lengths: SegmentLengths, num_columns: int) -> list[int]:

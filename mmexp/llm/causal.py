@@ -90,14 +90,15 @@ class CausalLlm(nn.Module):
         prompt_lengths: Sequence[Sequence[int]] = (),
         rows: Tensor | None = None,
     ) -> Tensor:
-        prunes = rows is not None and self._prunes and len(rows) > 0  # without rows no key would get its gradient
-        used = attention.used_rows(rows, segment_lengths, embeds.shape[1]) if prunes else None
+        used = None
+        if rows is not None and self._prunes and len(rows):  # without any row, no key would get its gradient
+            used = attention.used_rows(rows, segment_lengths, embeds.shape[1])
         hidden = self.model.get_decoder()(
             inputs_embeds=embeds, position_ids=positions, use_cache=False, segment_lengths=segment_lengths, used=used
         ).last_hidden_state
         if rows is None:
             return hidden
-        return hidden[0] if prunes else hidden.flatten(0, 1).index_select(0, rows)
+        return hidden[0] if used is not None else hidden.flatten(0, 1).index_select(0, rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head.logits(hidden)

@@ -114,21 +114,21 @@ class _ChunkedLoss(torch.autograd.Function):
             for start in range(0, len(hidden), task.chunk_rows):
                 chunk = slice(start, start + task.chunk_rows)
                 part = _chunk(task, hidden[chunk].to(dtype), task.labels[chunk], pieces, any(wanted), total)
-                if hidden_grad is not None:
+                if hidden_grad is not None and part is not None:
                     hidden_grad[chunk] = part
         ctx.grads = [
             hidden_grad,
-            *(None if g is None else g.to(p.dtype) for g, p in zip(grads, parameters, strict=True)),
+            *(None if g is None or p is None else g.to(p.dtype) for g, p in zip(grads, parameters, strict=True)),
         ]
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError("the gradients of a chunked loss are made once; chunk_rows=null for a second backward")
         grads, ctx.grads = ctx.grads, None
-        return None, *(None if grad is None else grad.mul_(grad_output) for grad in grads)
+        return None, *(None if grad is None else grad.mul_(grad_outputs[0]) for grad in grads)
 
 
 def _pieces(task: _Task, parameters: list[Tensor | None], grads: list[Tensor | None]) -> list[_Piece]:

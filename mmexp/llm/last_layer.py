@@ -34,7 +34,7 @@ def prune_last_layer(decoder: Any) -> bool:
 
 def _take(values: Tensor, used: UsedRows) -> Tensor:
     """float[B, T, ...] to float[1, K, ...]."""
-    return values.flatten(0, 1).index_select(0, used.index)[None]
+    return values.flatten(0, 1).index_select(0, used.rows)[None]
 
 
 def _attend(
