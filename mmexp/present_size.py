@@ -127,9 +127,14 @@ def apply_stage_policy(exp: Experiment, model: MultimodalModel) -> dict[str, tor
 
 
 def show_size(exp: Experiment, invocation: Invocation, own: DoctorConfig, model: MultimodalModel) -> None:
-    """Memory by part, hours, whether it fits, and what to change when it does not."""
+    """Memory by part, hours, whether it fits, and what to change when it does not; about a minute for 7B."""
+    if own.gpu is None:
+        console.print(
+            f"gpu={next(iter(GPUS))} (or {', '.join(list(GPUS)[1:])}) sizes it: memory, FLOPs, hours", soft_wrap=True
+        )
+        return
     sizing = Sizing(exp=exp, own=own, model=model)
-    gpu = None if own.gpu is None else gpu_named(own.gpu)
+    gpu = gpu_named(own.gpu)
     try:
         size, arithmetic = sizing.size, sizing.arithmetic
     except (MmexpError, RuntimeError, NotImplementedError, TypeError) as error:
@@ -141,8 +146,7 @@ def show_size(exp: Experiment, invocation: Invocation, own: DoctorConfig, model:
     for line in basis_lines(sizing, arithmetic):
         console.print(line, soft_wrap=True, markup=False)
     console.print(plan_table(card_rows(sizing), title=f"hours at {own.utilisation:.0%} of the peak (utilisation=)"))
-    if gpu is not None:
-        _judge(sizing, invocation, gpu.memory_bytes)
+    _judge(sizing, invocation, gpu.memory_bytes)
 
 
 def memory_rows(size: Size) -> Rows:

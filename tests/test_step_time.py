@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -64,7 +63,4 @@ def test_memory_of_the_second_step_is_read(bench: ModuleType) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("no VmHWM here")
     assert bench.measure("step", bench.OURS, "small", "2", "False") > 100
-    blocks: list[torch.Tensor] = []
-    before = bench.peak_of(lambda: None)
-    assert bench.peak_of(lambda: blocks.append(torch.ones(25 * 2**20))) - before == pytest.approx(100, abs=30)
     assert "step_time" in sys.modules

@@ -224,7 +224,7 @@ class DoctorConfig:
     """What `mmexp.doctor` takes besides the keys of a run."""
 
     gpu: str | None
-    """The card it should fit: rtx3090, rtx4090, a100_40gb, a100_80gb, h100_80gb or h200_141gb; null judges none."""
+    """The card it should fit: rtx3090, rtx4090, a100_40gb, a100_80gb, h100_80gb or h200_141gb; null sizes nothing."""
     utilisation: float
     """Share of a card's peak that training reaches, above 0 to 1. Published LLaVA-1.5-7B: 0.29 and 0.23."""
     tokens: int | None
@@ -313,7 +313,7 @@ class DataCaptionConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
     """Folders of the data given here."""
     stage: Mapping[str, Any] = field(default_factory=dict)
-    """`kind`, for data=shapes."""
+    """`kind`, for data=shapes_world."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for numbers out of range."""

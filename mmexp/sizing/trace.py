@@ -31,6 +31,10 @@ LOGITS = "logits"
 """What the output head and the loss make, as a part of its own."""
 
 
+IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm}
+"""Products that torch's own counter does not know, and those that cost the same."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trace:
     """What one micro-batch takes."""
@@ -121,8 +125,9 @@ class _Watch(TorchDispatchMode):
             args = (args[0], _places(args[1]), *args[2:])
         with self.fake:
             out = func(*args, **kwargs)
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        product = IN_PLACE.get(func._overloadpacket, func._overloadpacket)
+        if product in flop_registry:
+            self.flops += flop_registry[product](*args, **kwargs, out_val=out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, FakeTensor):
                 self._hold(leaf)

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmexp.objective import NextTokenConfig
 from mmexp.sizing import synthetic_batch, trace_step
+from mmexp.sizing.trace import IN_PLACE
 
 POLICIES = {
     "align": {"encoder": "frozen", "connector": "full", "llm": "frozen"},
@@ -29,21 +30,30 @@ def test_flops_are_those_of_a_real_step(make_small: Callable[..., Any], policy: 
     batch = synthetic_batch(small.plan, 3, tokens=40, supervised=11, media=1, row=row)
     trace = trace_step(small.model(), small.objective, batch)
     real = replace(batch, media={"image": torch.zeros(batch.media["image"].shape)})
-    with FlopCounterMode(display=False) as counter:
+
+    def product(own: Any, left: Any, right: Any, **further: Any) -> int:
+        return 2 * left[0] * left[1] * right[1]
+
+    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(IN_PLACE, product)) as counter:
         NextTokenConfig().build(small.plan)(small.model(real=True), real).sums["lm"].backward()
     assert trace.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
     assert trace.flops > 10**6
 
 
 def test_flops_are_those_of_arithmetic(make_small: Callable[..., Any]) -> None:
-    """Frozen LLM behind a trained connector: 2 operations a weight and token forward, and 2 backward to activations."""
+    """Frozen LLM behind a trained connector: 2 operations a weight and token forward, and 2 backward to activations.
+
+    The last layer has keys and values of all positions, and all else of the supervised ones.
+    """
     small = make_small(POLICIES["align"])
     samples, tokens, supervised, width, vocab = 2, 50, 7, 32, 259
     batch = synthetic_batch(small.plan, samples, tokens, supervised, media=1)
     trace = trace_step(small.model(), small.objective, batch)
-    llm_layer = width * width * 2 + 2 * width * width // 2 + 3 * width * 2 * width  # q and o, k and v, gate, up, down
-    llm = 2 * 2 * 2 * llm_layer * tokens * samples  # two layers, forward and backward
-    attention = 2 * 2 * tokens**2 * width * samples * (2 + 5)  # two products forward; five backward, as it recomputes
+    key_value = 2 * width * width // 2
+    others = width * width * 2 + 3 * width * 2 * width  # q and o, gate, up, down
+    llm = 2 * 2 * samples * (2 * key_value * tokens + others * (tokens + supervised))  # two layers, forward, backward
+    pairs = tokens**2 + tokens * supervised
+    attention = 2 * pairs * width * samples * (2 + 5)  # two products forward; five backward, as it recomputes
     head = 2 * 2 * width * vocab * supervised * samples
     patches = 4
     vit = 2 * (4 * width * width + 2 * width * 2 * width) * (patches + 1) + 2 * 2 * (patches + 1) ** 2 * width
@@ -58,10 +68,10 @@ def test_a_frozen_part_costs_no_backward_pass(make_small: Callable[..., Any]) ->
     for name in ("align", "instruct"):
         small = make_small(POLICIES[name])
         flops[name] = trace_step(small.model(), small.objective, synthetic_batch(small.plan, 2, 60, 20, 1))
-    assert flops["align"].forward_flops == flops["instruct"].forward_flops
+    assert flops["align"].forward_flops < flops["instruct"].forward_flops, "a trained head gets its gradient there"
     ratios = {name: trace.flops / trace.forward_flops for name, trace in flops.items()}
     assert 1.8 < ratios["align"] < 2.5, "attention has five products backward for two forward, whatever is frozen"
-    assert 2.7 < ratios["instruct"] < 3.3
+    assert ratios["instruct"] > ratios["align"]
     assert not flops["align"].activation_bytes.get("encoder"), "nothing of the frozen encoder is kept"
 
 
@@ -90,8 +100,9 @@ def test_activations_grow_with_the_batch_and_logits_with_supervised_tokens(make_
 
     base, wide, long = kept(4, 10), kept(8, 10), kept(4, 20)
     assert wide["llm"] == pytest.approx(2 * base["llm"], rel=0.02)
-    assert long["logits"] == pytest.approx(2 * base["logits"], rel=0.05)
-    assert long["llm"] == pytest.approx(base["llm"], rel=0.02)
+    head = 259 * 32 * 4  # bytes of its gradient, which the forward pass makes
+    assert long["logits"] - head == pytest.approx(2 * (base["logits"] - head), rel=0.05)
+    assert base["llm"] < long["llm"] < 1.2 * base["llm"], "the last layer keeps the supervised positions only"
 
 
 def test_gradients_are_gone_during_backward_unless_steps_have_several_micro_batches(
