@@ -156,7 +156,9 @@ class TrainingModule(LightningModule):
         self.changed = load_starts(self.parts(), self.init_from)
         quantize_llm(self.model.llm, self._storage, self._target_device(), self.changed.get("llm", ()))
         recipe = self.recipe
-        apply_policy(self.model, recipe.policy, recipe.lora, recipe.live_dropout, recipe.new_tokens)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)  # fresh adapters too
+            apply_policy(self.model, recipe.policy, recipe.lora, recipe.live_dropout, recipe.new_tokens)
         if not recipe.allow_random_frozen:
             require_loaded(self.plan, self.parts(), self.changed, recipe.policy)
         self.frozen = fingerprint(self.model)

@@ -21,7 +21,10 @@ from tests.faults.runs import Run, write_rows
 Make = Callable[..., StageJob]
 STEP = ("stage.batch_size=4", "trainer.max_steps=8", "trainer.checkpoint_every_n_steps=4")
 POLICIES = {
-    "llm_alone": ("stage.policy.connector=frozen",),  # a batch without pictures has no gradient for any branch
+    "llm_alone": (
+        "stage.policy.connector=frozen",
+        "stage.allow_random_frozen=true",
+    ),  # a batch without pictures has no gradient for any branch
     "lora": ("stage.policy.llm=lora", "stage.lora.dropout=0"),  # its masks differ between processes
     "all": ("stage.policy.encoder=full", "trainer.gradient_checkpointing=[llm,encoder]"),
 }
@@ -50,7 +53,7 @@ def test_two_processes_equal_one(folder: Path, policy: str) -> None:
         two = ("trainer.devices=2", f"trainer.strategy={strategy}", f"stage.micro_batch_size={micro}")
         run = Run(folder, f"{policy}_{strategy}", *STEP, *POLICIES[policy], *two)
         run.finish()
-        assert run.losses() == pytest.approx(one.losses(), abs=1e-5)
+        assert run.losses() == pytest.approx(one.losses(), abs=2e-5)  # six digits are logged
         mine, theirs = state(run), state(one)
         shapes = [{name: tensor.shape for name, tensor in s["state_dict"].items()} for s in (mine, theirs)]
         assert shapes[0] == shapes[1]
