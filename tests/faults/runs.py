@@ -17,6 +17,8 @@ from PIL import Image
 
 from tests.faults import warm
 
+_GRACE_S = 20
+"""How long the others may take to end behind the first process."""
 DEADLINE_S = 240
 PYTHONPATH = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
 """This tree first, whatever is installed; a run also starts processes that import it anew."""
@@ -87,7 +89,10 @@ class Run:
         """Exit code and everything that was written, when the first process has ended; none of the others is left."""
         self.process.join(timeout_s)
         code = self.process.exitcode
-        self.left = members(self.pid)
+        deadline = time.monotonic() + _GRACE_S
+        while (left := members(self.pid)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        self.left = left
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # the group that it has made
         assert code is not None, f"still there after {timeout_s} s\n{self.output}"
