@@ -51,8 +51,10 @@ def options_for(setup: Setup, llm_policy: Any, llm_dtype: str) -> Iterator[tuple
         yield ("trainer=single_bf16",)
     if llm_policy == "frozen" and llm_dtype == "float32":
         yield ("llm.dtype=bfloat16",)
-    if setup.quantize == "none":
+    if setup.quantize == "none" and setup.sharding == "none":
         yield ("llm.quantize=int8", *(() if llm_policy == "frozen" else ("stage.policy.llm=lora",)))
+    if setup.quantize != "none":
+        return  # what belongs to a weight in few bits cannot be shared out
     if setup.sharding != "everything":
         yield ("trainer=fsdp_bf16", f"trainer.devices={max(_MANY, setup.num_devices)}")
     else:
