@@ -56,7 +56,6 @@ CASES: Mapping[str, Case] = {
     "Llama, all parts, padded rows": Case(policy={**INSTRUCT, "encoder": "full"}, row="padded"),
     "Llama, LoRA": Case(policy={**ALIGN, "llm": "lora"}, micro_batch_size=4),
     "Llama, connector and LLM, bf16-mixed": Case(policy=INSTRUCT, precision="bf16-mixed"),
-    "Llama, connector and LLM, bf16-true": Case(policy=INSTRUCT, precision="bf16-true", micro_batch_size=4),
     "Qwen2, tied head of 152,000 tokens": Case(policy=INSTRUCT, llm=QWEN2),
     "OPT, connector alone, LLM in bf16": Case(policy=ALIGN, llm=OPT, dtype="bfloat16", precision="bf16-mixed"),
 }
