@@ -13,10 +13,13 @@ def body(invocation: Invocation) -> None:
     from mmexp.present import show_mixture, show_plan, show_trained
     from mmexp.present_size import apply_stage_policy, show_size
     from mmexp.report import plan_table
+    from mmexp.sizing import gpu_named
     from mmexp.tuning import describe
 
     setup_logging()
     own = check_besides(DoctorConfig, invocation.cfg)
+    if own.gpu is not None:
+        gpu_named(own.gpu)  # a mistyped card is answered before anything is planned
     exp = experiment(invocation, skip=own_keys(DoctorConfig))
     show_plan(exp)
     show_mixture(exp)

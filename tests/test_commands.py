@@ -56,6 +56,17 @@ def test_doctor_plans_llava15_7b_without_weights(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir()), "a plan writes nothing"
 
 
+def test_doctor_sizes_the_job_and_proposes_what_fits(folder: Path) -> None:
+    code, out, err = command("mmexp.doctor", *TINY, "gpu=rtx3090", "trainer.max_steps=10", cwd=folder)
+    assert code == 0, err
+    for fact in ("memory of each device", "16 of the 16 rows, tokenised", "samples of the stage: 80", "fits rtx3090"):
+        assert fact in out, fact
+    code, out, err = command("mmexp.doctor", *TINY, "gpu=a100", cwd=folder)
+    assert code == 2
+    assert "try: gpu=a100_" in err
+    assert not out
+
+
 def test_preview_writes_what_other_programs_can_check(folder: Path) -> None:
     code, out, err = command("mmexp.preview", *TINY[:2], *TINY[4:], "n=3", "out=p.jsonl", cwd=folder)
     assert code == 0, err

@@ -13,6 +13,7 @@ SizeWith = Callable[[tuple[str, ...]], Size | None]
 """The size with further overrides; None when the configuration would be wrong with them."""
 _MANY = 8
 """Devices that are proposed to a job on one."""
+_FEWEST_BITS = ("llm.quantize=nf4", "llm.dtype=bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,12 @@ def options_for(setup: Setup, llm_policy: Any, llm_dtype: str) -> Iterator[tuple
         yield ("trainer=single_bf16",)
     if llm_policy == "frozen" and llm_dtype == "float32":
         yield ("llm.dtype=bfloat16",)
-    if setup.quantize == "none":
+    if setup.quantize == "none" and setup.sharding == "none":
         yield ("llm.quantize=int8", *(() if llm_policy == "frozen" else ("stage.policy.llm=lora",)))
+    if setup.quantize != "none":  # what belongs to a weight in few bits cannot be shared out
+        yield _FEWEST_BITS
+        yield (*_FEWEST_BITS, "processor.max_length_tokens=1024")
+        return
     if setup.sharding != "everything":
         yield ("trainer=fsdp_bf16", f"trainer.devices={max(_MANY, setup.num_devices)}")
     else:

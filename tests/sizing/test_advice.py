@@ -50,8 +50,9 @@ def test_options_follow_from_what_is_not_done_yet() -> None:
     assert ("llm.quantize=int8", "stage.policy.llm=lora") in list(options_for(alone, "full", "float32"))
     shared = Setup(batch_size=16, micro_batch_size=1, strategy="fsdp", num_devices=8, precision="bf16-mixed")
     assert ("trainer.devices=16",) in list(options_for(shared, "full", "float32"))
-    assert not any("quantize" in text for way in options_for(Setup(batch_size=1, micro_batch_size=1, quantize="nf4"),
-                                                           "lora", "") for text in way)  # fmt: skip
+    few = Setup(batch_size=1, micro_batch_size=1, quantize="int8", precision="bf16-mixed")
+    assert ("llm.quantize=nf4", "llm.dtype=bfloat16") in list(options_for(few, "lora", "float32"))
+    assert not any("fsdp" in text for option in options_for(few, "lora", "float32") for text in option)
 
 
 def test_an_unknown_card_is_answered_with_the_nearest() -> None:
