@@ -156,6 +156,7 @@ def count_flops(job: Any) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     from mmexp.data import Collator
+    from mmexp.sizing.trace import IN_PLACE
     from mmexp.tuning import apply_policy
 
     model, objective = job.plan.build(), job.objective.build(job.plan)
@@ -163,7 +164,12 @@ def count_flops(job: Any) -> float:
     dataset = job.data.build()
     items = [job.plan.processor.encode(dataset[index]) for index in range(job.micro_batch_size)]
     batch = Collator(pad_id=job.plan.tokenizer.pad_id, row=job.row)(items)
-    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+
+    def product(own: Any, left: Any, right: Any, **further: Any) -> int:
+        return 2 * left[0] * left[1] * right[1]
+
+    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(IN_PLACE, product))
+    with counter, torch.autocast("cpu", torch.bfloat16):
         objective(model, batch).sums["lm"].backward()
     return float(counter.get_total_flops())
 
