@@ -93,7 +93,7 @@ def make_job(case: Case, folder: Path) -> Any:
         llm=CausalConfig(path=str(folder / "llm"), from_scratch=True, dtype=case.dtype),  # type: ignore[arg-type]
         template=ChatTemplate(name="short", media="first_if_single"),
     )  # fmt: skip
-    return StageJob(
+    return StageJob(allow_random_frozen=True,
         run=run, label="check", plan=plan, data=LlavaJsonConfig(path=str(folder / "rows.json")),
         objective=NextTokenConfig(), policy=case.policy, init_from=(), lora=LoraSettings(rank=16, alpha=32), lr=1e-4,
         lr_by_part={}, weight_decay=0.0, warmup_ratio=0.0, grad_clip=1.0,

@@ -23,7 +23,7 @@ def _load() -> ModuleType:
 CHECK = _load()
 
 
-@pytest.mark.slow
+@pytest.mark.measure
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no VmHWM to reset")
 @pytest.mark.parametrize("name", list(CHECK.CASES))
 def test_memory_within_15_percent_and_flops_within_2(name: str) -> None:
