@@ -1,4 +1,4 @@
-"""Estimates against what the process really takes; `python -m pytest tests/sizing -m slow -s` prints the figures."""
+"""Estimates against what the process really takes; `python -m pytest tests/sizing -m measure -s` prints the figures."""
 
 from __future__ import annotations
 
