@@ -63,7 +63,6 @@ class _Corpus:
 _CORPORA: Mapping[str, _Corpus] = {
     "blip_laion_cc_sbu_558k.json": _Corpus(num_rows=558_128, text=16, long_text=40, supervised=15, media=1),
     "llava_v1_5_mix665k.json": _Corpus(num_rows=665_298, text=254, long_text=1465, supervised=122, media=0.94),
-    "laion_cc_sbu": _Corpus(num_rows=5_000_000, text=40, long_text=80, supervised=16, media=1),
 }
 """Published corpora by file or name. Rows as published; tokens of Llama's tokenizer, of real captions and of rows put
 together from real texts in the published proportions (experiments/packing.md), not of the corpora themselves."""
