@@ -111,9 +111,13 @@ class _ChunkedLoss(torch.autograd.Function):
             pieces = _pieces(task, [None if p is None else p.to(dtype) for p in parameters], grads)
             hidden_grad = torch.empty_like(hidden) if wanted[0] else None
             total = hidden.new_zeros((), dtype=torch.float32)
+            width = max(piece.columns.stop for piece in pieces)
+            values = hidden.new_empty(min(task.chunk_rows, len(hidden)), width, dtype=torch.float32)
             for start in range(0, len(hidden), task.chunk_rows):
                 chunk = slice(start, start + task.chunk_rows)
-                part = _chunk(task, hidden[chunk].to(dtype), task.labels[chunk], pieces, any(wanted), total)
+                own = hidden[chunk].to(dtype)
+                _logits(own, pieces, out=values[: len(own)])
+                part = _chunk(task, own, task.labels[chunk], values[: len(own)], pieces, any(wanted), total)
                 if hidden_grad is not None and part is not None:
                     hidden_grad[chunk] = part
         ctx.grads = [
@@ -149,13 +153,31 @@ def _pieces(task: _Task, parameters: list[Tensor | None], grads: list[Tensor | N
     return [old(slice(0, task.first)), new, *([old(slice(end, len(weight)))] if end < len(weight) else [])]
 
 
+def _logits(hidden: Tensor, pieces: list[_Piece], out: Tensor) -> None:
+    """What the matrices make of float[K, D], into `out`, float32[K, V]."""
+    for piece in pieces:
+        part = out[:, piece.columns]
+        if hidden.dtype != out.dtype:
+            part.copy_(functional.linear(hidden, piece.weight, piece.bias))
+        elif piece.bias is None:
+            torch.mm(hidden, piece.weight.T, out=part)
+        else:
+            torch.addmm(piece.bias, hidden, piece.weight.T, out=part)
+
+
 def _chunk(
-    task: _Task, hidden: Tensor, labels: Tensor, pieces: list[_Piece], wants_gradient: bool, total: Tensor
+    task: _Task,
+    hidden: Tensor,
+    labels: Tensor,
+    values: Tensor,
+    pieces: list[_Piece],
+    wants_gradient: bool,
+    total: Tensor,
 ) -> Tensor | None:
-    """Adds the loss of some positions to `total` and the gradients of weights to theirs; gives that of `hidden`."""
-    parts = [functional.linear(hidden, piece.weight, piece.bias) for piece in pieces]
-    values = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).float()
-    del parts
+    """Adds the loss of some positions to `total` and the gradients of weights to theirs; gives that of `hidden`.
+
+    `values` is float32[K, V], what the matrices made of `hidden`; it is used up.
+    """
     if task.scale != 1.0:
         values.mul_(task.scale)
     slope = None
