@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mmexp.config import check, compose, conf_dir, instantiate
 from mmexp.config.paths import groups
@@ -16,6 +17,11 @@ COMPONENTS = [
     (group, choice)
     for group in ("encoder", "connector", "llm", "template", "data", "objective", "optim", "trainer", "logger")
     for choice in GROUPS[group]
+]
+STAGES = [("null", stage) for stage in GROUPS["stage"]] + [
+    (recipe, stage)
+    for recipe in GROUPS["recipe"]
+    for stage in yaml.safe_load((conf_dir() / f"recipe/{recipe}.yaml").read_text())["stages"]
 ]
 READERS = {choice for choice in GROUPS["data"] if "path: ???" in (conf_dir() / f"data/{choice}.yaml").read_text()}
 GIVEN = {choice: ["data.path=rows.json"] for choice in READERS} | {
@@ -45,7 +51,7 @@ def test_choices_are_short_and_explained(file: Path) -> None:
     assert all(len(line) <= 120 and line.isascii() for line in lines)
 
 
-@pytest.mark.parametrize(("group", "choice"), COMPONENTS, ids="-".join)
+@pytest.mark.parametrize(("group", "choice"), COMPONENTS)
 def test_every_choice_builds(group: str, choice: str) -> None:
     invocation = compose("train", [f"{group}={choice}", *GIVEN.get(choice, [])])
     built = instantiate(invocation.cfg[group], group, invocation.registered)
@@ -60,9 +66,8 @@ def test_every_benchmark_builds(choice: str) -> None:
 
 
 @pytest.mark.parametrize("scale", GROUPS["scale"])
-@pytest.mark.parametrize("stage", GROUPS["stage"])
-@pytest.mark.parametrize("recipe", ["null", *GROUPS["recipe"]])
-def test_every_recipe_stage_and_scale_is_right(recipe: str, stage: str, scale: str) -> None:
+@pytest.mark.parametrize(("recipe", "stage"), STAGES)
+def test_every_stage_is_right_alone_and_in_its_recipes(recipe: str, stage: str, scale: str) -> None:
     invocation = compose("train", [f"recipe={recipe}", f"stage={stage}", f"scale={scale}"])
     checked = check(invocation.cfg, invocation.registered)
     assert checked.spine.stage.name.split("_")[-1] in KINDS
