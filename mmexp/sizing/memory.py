@@ -78,7 +78,10 @@ def trace_stage(
     quantised = quantised_weights(model, setup.quantize)
     tokens = workload.fullest(setup.micro_batch_size, setup.is_by_length)
     supervised = workload.supervised * tokens / workload.tokens
-    batch = synthetic_batch(plan, setup.micro_batch_size, tokens, supervised, workload.media, setup.row)
+    count, times = setup.micro_batch_size, 1
+    if setup.row != "padded":  # one long segment keeps what many short ones keep, and is one call of attention a layer
+        count, times = 1, count
+    batch = synthetic_batch(plan, count, tokens * times, supervised * times, workload.media * times, setup.row)
 
     def dtype_of(tensor: Tensor) -> torch.dtype:
         in_half = setup.runs_in_half or (setup.has_autocast and id(tensor) in quantised)
