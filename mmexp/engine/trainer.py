@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 _NOTHING = nullcontext()
+_TRAINED_IN_HALF = ("bf16-true", "16-true")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class TrainerConfig:
     strategy: str = "auto"
     """auto, ddp (a whole model in each process), fsdp (a share in each), or another strategy of Lightning's."""
     precision: str = "32-true"
-    """32-true, bf16-mixed, ..."""
+    """32-true, or bf16-mixed: products in bf16, trained weights in float32. Which frozen weights are stored in bf16 say
+    `cast_frozen` and the part's own `dtype`."""
     cast_frozen: bool = True
     """With bf16-mixed, whether frozen matrices are stored in bfloat16, which autocast makes of them anyway: half their
     memory, and results that are bit-equal."""
@@ -55,6 +57,15 @@ class TrainerConfig:
     """How long a process waits for the others before the run ends."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `lightning.pytorch.Trainer`, by their names."""
+
+    def __post_init__(self) -> None:
+        if self.precision in _TRAINED_IN_HALF:
+            raise ConfigError(
+                f"{self.precision}: trained weights in 16 bit lose the small updates of fine-tuning",
+                expected="32-true or bf16-mixed",
+                where="trainer.precision",
+                fix="trainer.precision=bf16-mixed, and llm.dtype=bfloat16 for a frozen LLM",
+            )
 
     @property
     def world_size(self) -> int:

@@ -104,6 +104,12 @@ def test_a_part_that_is_not_there_is_named(make_job: Make) -> None:
         set_up_blocks(make_job().plan.build().parts(), [], ["lm"])
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_trained_weights_in_16_bit_are_refused(precision: str) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer\.precision: {precision}(.*\n)*.*bf16-mixed"):
+        TrainerConfig(precision=precision)
+
+
 def test_deepspeed_is_refused_with_what_to_take_instead() -> None:
     with pytest.raises(ConfigError, match=r"trainer\.strategy: deepspeed_stage_2(.*\n)*.*fsdp_bf16"):
         build_strategy("deepspeed_stage_2", 600, 8)
