@@ -1,5 +1,6 @@
 # `make` prints what there is. Every target makes `.venv` first when it is missing or older than what it is made from.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -26,8 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## LLaVA-1.5's laptop twin: both stages, evaluation and report, in minutes on two cores
 	$(BIN)/python -m mmexp.pipeline recipe=llava15 scale=shapes
 
-test: setup  ## the default suite: CPU, no network, minutes
-	$(BIN)/python -m pytest
+test: setup  ## the default suite: CPU, no network, minutes, in WORKERS=2 processes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: setup  ## only the tests marked slow
 	$(BIN)/python -m pytest -m "slow and not gpu and not multigpu and not weights" --timeout=1800

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ class Medium:
     source: Any
     """An absolute file path, encoded bytes, or a decoded object (for images: `PIL.Image.Image`)."""
     modality: str = "image"
+
+    @property
+    def identity(self) -> tuple[str, str | int]:
+        """What two media have in common that show the same: the file, or the very object in memory."""
+        source = self.source
+        return self.modality, str(source) if isinstance(source, str | Path) else id(source)
 
 
 Size = tuple[int, int]

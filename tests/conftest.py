@@ -1,4 +1,4 @@
-"""What every test shares: two threads, no network, no tracker."""
+"""What every test shares: few threads, no network, no tracker."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)

@@ -16,10 +16,12 @@ from mmexp.errors import ConfigError
 from mmexp.evaluation import BenchmarkConfig, evaluate, merge_results
 from mmexp.evaluation.runner import Results
 from mmexp.llm import Sampling
+from mmexp.model.together import Continuations, common_length
 
 if TYPE_CHECKING:
     from mmexp.engine.manifest import RunDir
     from mmexp.model import MultimodalModel, Plan
+    from mmexp.prompt.processor import Layout
 
 
 class Generator:
@@ -36,10 +38,41 @@ class Generator:
         self.collate = Collator(pad_id=plan.tokenizer.pad_id, row="padded")
 
     def predict(self, samples: Sequence[Sample], sampling: Sampling) -> list[str]:
-        """One answer a sample, in order."""
-        items = [self.plan.processor.encode_prompt(sample.turns, id=sample.id) for sample in samples]
+        """One answer a sample, in order. Media that several of them speak of are decoded, encoded and read once."""
+        processor = self.plan.processor
+        layouts = [processor.prompt_layout(sample) for sample in samples]
+        groups = self._groups(layouts)
+        items = [processor.load(layouts[members[0]], samples[members[0]]) for members, _ in groups]
         batch = self.collate(items).to(self.device)
-        return self.model.generate(batch, self.plan.hf_tokenizer, self._ending(sampling))
+        tokenizer, sampling = self.plan.hf_tokenizer, self._ending(sampling)
+        if len(groups) == len(samples):
+            return self.model.generate(batch, tokenizer, sampling)
+        members = [member for each, _ in groups for member in each]
+        answers = self.model.generate(
+            batch, tokenizer, sampling, continuations=Continuations(
+                owners=tuple(row for row, (each, _) in enumerate(groups) for _ in each),
+                lengths=tuple(length for _, length in groups),
+                ids=tuple(torch.tensor(layouts[m].encoded.ids[length:]) for each, length in groups for m in each),
+            )
+        )  # fmt: skip
+        by_sample = dict(zip(members, answers, strict=True))
+        return [by_sample[index] for index in range(len(samples))]
+
+    def _groups(self, layouts: Sequence[Layout]) -> list[tuple[list[int], int]]:
+        """Prompts that begin alike, as their indices, and how many tokens they share; a prompt alone keeps its last."""
+        by_media: dict[Any, list[int]] = {}
+        for index, layout in enumerate(layouts):
+            alone = not layout.media or not self.model.llm.shares_beginnings
+            by_media.setdefault(index if alone else tuple(m.identity for m in layout.media), []).append(index)
+        groups: list[tuple[list[int], int]] = []
+        for members in by_media.values():
+            encoded = [layouts[index].encoded for index in members]
+            length = common_length([each.ids for each in encoded], [each.runs for each in encoded])
+            if length:
+                groups.append((members, length))
+            else:
+                groups += [([index], len(layouts[index].encoded.ids) - 1) for index in members]
+        return groups
 
     def matcher(self) -> Matcher:
         """What compares images with texts.

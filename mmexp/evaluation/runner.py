@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -16,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mmexp.contracts import Medium, Sample, Turn
+from mmexp.contracts import Medium, Sample, Size, Turn
 from mmexp.errors import CheckpointError, ConfigError, DataError
 from mmexp.evaluation.base import BenchmarkConfig, Graded, Match, Predict, answer, question_type
 from mmexp.evaluation.retrieval import RetrievalConfig
@@ -160,8 +161,15 @@ def _blank(medium: Medium, sample: Sample) -> Medium:
             where="evaluation.*.baselines",
             fix="evaluation.<benchmark>.baselines=[majority]",
         )
-    size = image_size(medium.source, f"{sample.dataset or 'evaluation data'}, sample {sample.id}")
-    return replace(medium, source=Image.new("RGB", size, _GREY))
+    return replace(
+        medium, source=_grey(image_size(medium.source, f"{sample.dataset or 'evaluation data'}, sample {sample.id}"))
+    )
+
+
+@lru_cache(maxsize=64)
+def _grey(size: Size) -> Image.Image:
+    """One picture for all samples of that size, so that it is looked at once."""
+    return Image.new("RGB", size, _GREY)
 
 
 def _predict(predict: Predict, samples: Sequence[Sample], size: int, label: str, console: Console) -> list[str]:
@@ -176,19 +184,31 @@ def _predict(predict: Predict, samples: Sequence[Sample], size: int, label: str,
         console=console,
         disable=not console.is_terminal,
     )
-    texts: list[str] = []
+    texts: dict[int, str] = {}
     began = time.monotonic()
+    order = _side_by_side(samples)
     with bar:
         task = bar.add_task(label, total=len(samples), speed="")
         for start in range(0, len(samples), size):
-            chunk = samples[start : start + size]
-            answers = list(predict(chunk))
+            chunk = order[start : start + size]
+            answers = list(predict([samples[index] for index in chunk]))
             if len(answers) != len(chunk):
                 raise ValueError(f"predict gave {len(answers)} answers for {len(chunk)} samples ({label})")
-            texts += answers
+            texts |= zip(chunk, answers, strict=True)
             speed = f"{len(texts) / max(time.monotonic() - began, 1e-9):.1f} samples/s"
             bar.update(task, completed=len(texts), speed=speed)
-    return texts
+    return [texts[index] for index in range(len(samples))]
+
+
+def _side_by_side(samples: Sequence[Sample]) -> list[int]:
+    """Indices with samples about the same media next to each other, and long texts beside long ones."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    lengths = [sum(len(turn.text) for turn in sample.turns) for sample in samples]
+    for index, sample in enumerate(samples):
+        media = tuple(medium.identity for turn in sample.turns for medium in turn.media)
+        groups.setdefault(media or (index,), []).append(index)
+    ordered = sorted(groups.values(), key=lambda group: -max(lengths[index] for index in group))
+    return [index for group in ordered for index in group]
 
 
 def _metrics(primary: str, samples: Sequence[Sample], answers: Mapping[str, _Answers]) -> dict[str, float]:

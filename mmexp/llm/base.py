@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,6 +59,17 @@ class Sampling:
     """Makes sampling repeatable."""
 
 
+class Beginning(NamedTuple):
+    """What several of B prompts have in common: their first columns."""
+
+    num_columns: int
+    """Columns of every prompt that are its beginning; padding stands on their left."""
+    first: Tensor
+    """int64[G], for each of the different beginnings a prompt that has it"""
+    owners: Tensor
+    """int64[B], for each prompt which of the G beginnings it has"""
+
+
 class Llm(Protocol):
     """What the rest of mmexp may call on a built LLM."""
 
@@ -93,6 +104,11 @@ class Llm(Protocol):
         """How the logits are made, for a loss that does not hold them all."""
         ...
 
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether prompts that begin alike can be answered with that beginning computed once."""
+        ...
+
     def add_tokens(self, first: int, count: int) -> None:
         """Gives new tokens, with the ids from `first` on, rows of their own (see `mmexp.llm.rows`)."""
         ...
@@ -104,6 +120,10 @@ class Llm(Protocol):
         tokenizer: Any,
         sampling: Sampling,
         on_text: Callable[[str], None] | None = None,
+        beginning: Beginning | None = None,
     ) -> list[str]:
-        """Answers to B prompts, float[B, T, D] left-padded with `mask` int64[B, T]; `on_text` gets text as it comes."""
+        """Answers to B prompts, float[B, T, D] left-padded with `mask` int64[B, T]; `on_text` gets text as it comes.
+
+        With `beginning`, both pieces of each prompt are left-padded, and what is common is computed once.
+        """
         ...

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from mmexp.contracts import LlmSpec
-    from mmexp.llm.base import Sampling
+    from mmexp.llm.base import Beginning, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,11 @@ class CausalLlm(nn.Module):
             cap=getattr(config, "final_logit_softcapping", None),  # Gemma
         )
 
+    @property
+    def shares_beginnings(self) -> bool:
+        """A sliding window counts columns, and there is padding between the two pieces of a prompt."""
+        return getattr(self.model.config.get_text_config(), "sliding_window", None) is None
+
     def add_tokens(self, first: int, count: int) -> None:
         grow(self.model, first, count)
 
@@ -123,5 +128,6 @@ class CausalLlm(nn.Module):
         tokenizer: Any,
         sampling: Sampling,
         on_text: Callable[[str], None] | None = None,
+        beginning: Beginning | None = None,
     ) -> list[str]:
-        return generate_text(self.model, embeds, mask, tokenizer, sampling, on_text)
+        return generate_text(self.model, embeds, mask, tokenizer, sampling, on_text, beginning)

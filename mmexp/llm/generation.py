@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmexp.llm.base import Sampling
+    from mmexp.llm.base import Beginning, Sampling
 
 
 @torch.inference_mode()
@@ -21,6 +21,7 @@ def generate_text(
     tokenizer: Any,
     sampling: Sampling,
     on_text: Callable[[str], None] | None = None,
+    beginning: Beginning | None = None,
 ) -> list[str]:
     """Answers to B prompts; see `mmexp.llm.base.Llm.generate`.
 
@@ -29,6 +30,9 @@ def generate_text(
     """
     beams = sampling.num_beams > 1
     streamer = TextStream(tokenizer, on_text, sampling.stop) if on_text and not beams else None
+    settings = _settings(tokenizer, sampling)
+    if beginning is not None:
+        settings["past_key_values"] = _read(model, embeds, mask, beginning, sampling.num_beams)
     devices = [embeds.device] if embeds.is_cuda else []
     with torch.random.fork_rng(devices=devices):
         if sampling.seed is not None:
@@ -37,13 +41,24 @@ def generate_text(
             inputs_embeds=embeds,
             attention_mask=mask,
             streamer=streamer,
-            **_settings(tokenizer, sampling),
+            **settings,
         )
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     answers = [(text.split(sampling.stop)[0] if sampling.stop else text).strip() for text in texts]
     if on_text and beams:
         on_text(answers[0])
     return answers
+
+
+def _read(model: Any, embeds: Tensor, mask: Tensor, beginning: Beginning, num_beams: int) -> Any:
+    """The cache of the beginnings, each read once, with a copy for every prompt and beam."""
+    rows, seen = embeds[beginning.first, : beginning.num_columns], mask[beginning.first, : beginning.num_columns]
+    positions = (seen.cumsum(1) - 1).clamp(min=0)
+    cache = model.get_decoder()(
+        inputs_embeds=rows, attention_mask=seen, position_ids=positions, use_cache=True
+    ).past_key_values
+    cache.batch_select_indices(beginning.owners.repeat_interleave(num_beams))
+    return cache
 
 
 def _settings(tokenizer: Any, sampling: Sampling) -> dict[str, Any]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from mmexp.contracts import LlmSpec
-    from mmexp.llm.base import Sampling
+    from mmexp.llm.base import Beginning, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +157,10 @@ class Seq2SeqLlm(nn.Module):
         shrinks = getattr(config, "scale_decoder_outputs", False)  # T5 1.0, whose head is its embedding
         return Head(linear=self.model.get_output_embeddings(), scale=config.d_model**-0.5 if shrinks else 1.0)
 
+    @property
+    def shares_beginnings(self) -> bool:
+        return False
+
     def add_tokens(self, first: int, count: int) -> None:
         grow(self.model, first, count)
 
@@ -167,5 +171,7 @@ class Seq2SeqLlm(nn.Module):
         tokenizer: Any,
         sampling: Sampling,
         on_text: Callable[[str], None] | None = None,
+        beginning: Beginning | None = None,
     ) -> list[str]:
+        assert beginning is None  # the encoder reads a prompt in both directions
         return generate_text(self.model, embeds, mask, tokenizer, sampling, on_text)

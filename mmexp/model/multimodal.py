@@ -12,6 +12,7 @@ from torch.nn import functional
 from mmexp.contracts import IGNORE, Batch, EncoderSpec, Output
 from mmexp.llm import Sampling
 from mmexp.model.splice import arrange, left_pad, splice, take_part
+from mmexp.model.together import Continuations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,10 +104,19 @@ class MultimodalModel(nn.Module):
 
     @torch.inference_mode()
     def generate(
-        self, batch: Batch, tokenizer: Any, sampling: Sampling, on_text: Callable[[str], None] | None = None
+        self,
+        batch: Batch,
+        tokenizer: Any,
+        sampling: Sampling,
+        on_text: Callable[[str], None] | None = None,
+        continuations: Continuations | None = None,
     ) -> list[str]:
-        """One answer for each sample of a padded batch of prompts (one segment in each row)."""
+        """One answer for each sample of a padded batch of prompts (one segment in each row), or for each of the
+        `continuations` of its rows."""
         embeds, _ = self.embed(batch)
+        if continuations is not None:
+            rows, mask, beginning = continuations.lay_out(embeds, self.llm.embed)
+            return self.llm.generate(rows, mask, tokenizer, sampling, on_text, beginning)
         rows, mask = left_pad(embeds, [sum(lengths) for lengths in batch.segment_lengths])
         return self.llm.generate(rows, mask, tokenizer, sampling, on_text)
 

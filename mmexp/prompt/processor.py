@@ -77,7 +77,7 @@ class Processor:
             TooLongError: not even the first exchange fits.
             DataError: no answer, roles out of order, or a medium that cannot be read.
         """
-        return self._to_item(self.layout(sample), sample)
+        return self.load(self.layout(sample), sample)
 
     def encode_prompt(
         self,
@@ -93,6 +93,15 @@ class Processor:
             DataError: the last turn is an answer, roles out of order, or a medium that cannot be read.
         """
         sample = Sample(id=id, dataset=dataset, turns=tuple(turns), meta=meta or {})
+        return self.load(self.prompt_layout(sample), sample)
+
+    def prompt_layout(self, sample: Sample) -> Layout:
+        """Everything `encode_prompt` decides, without decoding a medium.
+
+        Raises:
+            As `encode_prompt`, but for unreadable media.
+        """
+        turns = sample.turns
         _check_roles(sample)
         if not turns or turns[-1].role == "assistant":
             raise DataError("nothing to answer", expected="a user turn at the end", where=describe(sample))
@@ -100,7 +109,7 @@ class Processor:
         encoded = self._encode(sample.turns, sample, reader, generation_prompt=True)
         if len(encoded.ids) > self.max_length_tokens:
             raise self._too_long(len(encoded.ids), sample)
-        return self._to_item(Layout(encoded=encoded, media=_media(sample.turns), reader=reader), sample)
+        return Layout(encoded=encoded, media=_media(sample.turns), reader=reader)
 
     def layout(self, sample: Sample) -> Layout:
         """Everything `encode` decides, without decoding a medium: whole exchanges go from the end until it fits.
@@ -165,7 +174,12 @@ class Processor:
             fix="raise processor.max_length_tokens (up to what the LLM allows), or shorten the text",
         )
 
-    def _to_item(self, layout: Layout, sample: Sample) -> Item:
+    def load(self, layout: Layout, sample: Sample) -> Item:
+        """The item of a layout: its tokens, and its media decoded.
+
+        Raises:
+            BadMediaError: a medium cannot be read.
+        """
         import torch  # not at the top: the config door reads this room's dataclasses and must stay fast
 
         encoded = layout.encoded

@@ -1,0 +1,64 @@
+"""Prompts about the same media, answered together: what they have in common is encoded and read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmexp.llm.base import Beginning
+from mmexp.model.splice import left_pad
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmexp.contracts import MediaRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuations:
+    """B prompts, each of which begins like a row of a batch and goes on with words of its own."""
+
+    owners: tuple[int, ...]
+    """Per prompt the row that it begins like; every row has a prompt."""
+    lengths: tuple[int, ...]
+    """Per row how many of its positions are the beginning."""
+    ids: tuple[Tensor, ...]
+    """Per prompt int64[t], t at least 1: what stands behind the beginning."""
+
+    def lay_out(self, embeds: Tensor, embed: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Beginning]:
+        """The prompts as `Llm.generate` takes them.
+
+        Args:
+            embeds: float[G, T, D] of the rows, content at the left.
+            embed: The LLM's embedding of tokens.
+
+        Returns:
+            float[B, T', D], int64[B, T'], and what is common.
+        """
+        device, lengths = embeds.device, [len(ids) for ids in self.ids]
+        padded = torch.nn.utils.rnn.pad_sequence(list(self.ids), batch_first=True).to(device)
+        begin, begin_mask = left_pad(embeds, self.lengths)
+        end, end_mask = left_pad(embed(padded), lengths)
+        owners = torch.tensor(self.owners, device=device)
+        first = torch.tensor([self.owners.index(row) for row in range(len(self.lengths))], device=device)
+        rows = torch.cat([begin[owners], end.to(begin.dtype)], dim=1)
+        mask = torch.cat([begin_mask[owners], end_mask], dim=1)
+        return rows, mask, Beginning(num_columns=begin.shape[1], first=first, owners=owners)
+
+
+def common_length(prompts: Sequence[Sequence[int]], runs: Sequence[Sequence[MediaRun]]) -> int:
+    """How many tokens prompts about the same media have in common; 0 when a medium stands behind that.
+
+    Args:
+        prompts: Token ids of each prompt.
+        runs: Where the media of each prompt stand.
+    """
+    shortest = min(map(len, prompts)) - 1  # each prompt keeps a token of its own, whose answer it gets
+    columns = zip(*(prompt[:shortest] for prompt in prompts), strict=True)
+    length = next((at for at, column in enumerate(columns) if len(set(column)) > 1), shortest)
+    ends = [run.start + run.length for each in runs for run in each]
+    alike = all(list(each) == list(runs[0]) for each in runs)
+    return length if alike and ends and max(ends) <= length else 0
