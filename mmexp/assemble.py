@@ -142,14 +142,18 @@ class Experiment:
         load_weights(model.parts() | dict(heads or {}), run)
         return model.eval()
 
+    def build_heads(self) -> nn.Module | None:
+        """The objective, with untrained heads, where it compares images with texts."""
+        config: Any = self.checked.parts.get("objective")
+        return config.build(self.plan) if getattr(config, "embeds", False) else None
+
     def load_generator(self, run: RunDir) -> Generator:
         """The model of a finished run, ready to answer."""
         import torch
 
         from mmexp.engine import Generator
 
-        config: Any = self.checked.parts.get("objective")
-        objective = config.build(self.plan) if getattr(config, "embeds", False) else None
+        objective = self.build_heads()
         model = self.load_model(run, {} if objective is None else {"objective": objective})
         return Generator(model.to("cuda" if torch.cuda.is_available() else "cpu"), self.plan, objective)
 
