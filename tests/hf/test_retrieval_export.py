@@ -106,7 +106,7 @@ def test_what_the_card_shows_runs(tokenizer: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path / "out")
     code = Path("README.md").read_text().split("```python\n")[1].split("```")[0]
     found: dict[str, Any] = {}
-    exec(code, found)  # noqa: S102  # the card's own lines
+    exec(code, found)  # the card's own lines
     assert found["near"].shape == (1, 2)
     assert float(found["yes"] + found["no"]) == pytest.approx(1.0)
 
