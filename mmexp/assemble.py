@@ -58,6 +58,18 @@ class Experiment:
         benchmarks = self.checked.parts["evaluation"].items()
         return {name: b for name, b in benchmarks if kind in b.stage_kinds and b.needs in has}
 
+    def require_fit(self) -> None:
+        """Looks at tokenizer, template and objective before anything is written or a weight is read.
+
+        Raises:
+            ConfigError: one of them does not fit the model.
+        """
+        import torch
+
+        _ = self.plan.processor
+        with torch.device("meta"):
+            self.checked.parts["objective"].build(self.plan).requires(self.plan)
+
     def open_run(self) -> RunDir:
         """The run directory with configuration, overrides and a manifest; an existing one is continued.
 
