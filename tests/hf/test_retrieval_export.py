@@ -110,7 +110,7 @@ def test_what_the_card_shows_runs(tokenizer: Path, tmp_path: Path, monkeypatch: 
     found: dict[str, Any] = {}
     exec(code, found)  # the card's own lines
     assert found["near"].shape == (1, 2)
-    assert float(found["yes"] + found["no"]) == pytest.approx(1.0)
+    assert (found["yes"] + found["no"]).item() == pytest.approx(1.0)
 
 
 def test_there_and_back_is_equal_bit_for_bit(tokenizer: Path, tmp_path: Path) -> None:
