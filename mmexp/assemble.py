@@ -58,6 +58,18 @@ class Experiment:
         benchmarks = self.checked.parts["evaluation"].items()
         return {name: b for name, b in benchmarks if kind in b.stage_kinds and b.needs in has}
 
+    def require_fit(self) -> None:
+        """Looks at tokenizer, template and objective before anything is written or a weight is read.
+
+        Raises:
+            ConfigError: one of them does not fit the model.
+        """
+        import torch
+
+        _ = self.plan.processor
+        with torch.device("meta"):
+            self.checked.parts["objective"].build(self.plan).requires(self.plan)
+
     def open_run(self) -> RunDir:
         """The run directory with configuration, overrides and a manifest; an existing one is continued.
 
@@ -142,14 +154,18 @@ class Experiment:
         load_weights(model.parts() | dict(heads or {}), run)
         return model.eval()
 
+    def build_heads(self) -> nn.Module | None:
+        """The objective, with untrained heads, where it compares images with texts."""
+        config: Any = self.checked.parts.get("objective")
+        return config.build(self.plan) if getattr(config, "embeds", False) else None
+
     def load_generator(self, run: RunDir) -> Generator:
         """The model of a finished run, ready to answer."""
         import torch
 
         from mmexp.engine import Generator
 
-        config: Any = self.checked.parts.get("objective")
-        objective = config.build(self.plan) if getattr(config, "embeds", False) else None
+        objective = self.build_heads()
         model = self.load_model(run, {} if objective is None else {"objective": objective})
         return Generator(model.to("cuda" if torch.cuda.is_available() else "cpu"), self.plan, objective)
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mmexp.engine import RunDir
 
 _QUESTION = "What is in the picture?"
+_TEXTS = ("a drawn picture", "two cats lie on a sofa", "stripes and squares", "what somebody sees here")
+"""For models that compare pictures with texts."""
 _NUM_ROWS = 2
 
 
@@ -42,17 +44,13 @@ def body(invocation: Invocation) -> None:
 def _merged(exp: Experiment, run: RunDir, out: Path, image: str | None) -> str:
     from mmexp.hf import Export
 
-    export = Export(exp.plan, out)
+    heads = exp.build_heads()
+    export = Export(exp.plan, out, heads)
     export.check()
-    questions = _questions(exp, image)
-    model = exp.load_model(run)
-    agreement = export.write(model, questions, lineage(run))
-    return (
-        f"wrote  {out}\n"
-        f"read back by transformers on {agreement.num_probes} questions: logits differ by {agreement.logits:.2g} "
-        f"(largest logit {agreement.scale:.3g}), pixels by {agreement.pixels:.2g} at most and "
-        f"{agreement.mean_pixels:.2g} on average, token ids and greedy answers are equal"
-    )
+    asked = _conversations(exp, image)
+    model = exp.load_model(run, {} if heads is None else {"objective": heads.eval()})
+    agreement = export.write(model, asked, lineage(run))
+    return f"wrote  {out}\nread back by transformers on {agreement.summary()}"
 
 
 def lineage(run: RunDir) -> list[dict[str, Any]]:
@@ -68,8 +66,11 @@ def lineage(run: RunDir) -> list[dict[str, Any]]:
     return found
 
 
-def _questions(exp: Experiment, image: str | None) -> list[tuple[Turn, ...]]:
-    """Probes: drawn pictures of three shapes, the user's own, and first rows of the run's data where it is here."""
+def _conversations(exp: Experiment, image: str | None) -> list[tuple[Turn, ...]]:
+    """Probes: drawn pictures of three shapes, the user's own, and first rows of the run's data where it is here.
+
+    They end with a question; without an LLM, with the text that goes with the picture.
+    """
     from mmexp.contracts import Medium, Text, Turn
     from mmexp.prompt import load_image
 
@@ -78,11 +79,15 @@ def _questions(exp: Experiment, image: str | None) -> list[tuple[Turn, ...]]:
         load_image(str(Path(image).expanduser()), f"image={image}")
         pictures.append(str(Path(image).expanduser().resolve()))
     parts = [(Medium(source=picture), Text(text="\n"), Text(text=_QUESTION)) for picture in pictures]
-    return [(Turn(role="user", parts=content),) for content in parts] + _rows(exp)
+    asked = [(Turn(role="user", parts=content),) for content in parts]
+    if not exp.plan.spec.width:
+        said = [Turn(role="assistant", parts=(Text(text=text),)) for text in _TEXTS]
+        asked = [(*turns, answer) for turns, answer in zip(asked, said, strict=False)]
+    return asked + _rows(exp, "user" if exp.plan.spec.width else "assistant")
 
 
-def _rows(exp: Experiment) -> list[tuple[Turn, ...]]:
-    """The first exchanges of rows with one picture."""
+def _rows(exp: Experiment, last: str) -> list[tuple[Turn, ...]]:
+    """The first exchanges of rows with one picture, up to the turn of the role `last`."""
     from mmexp.errors import MmexpError
 
     data: Any = exp.checked.parts["data"]
@@ -96,8 +101,9 @@ def _rows(exp: Experiment) -> list[tuple[Turn, ...]]:
         return []
     found = []
     for sample in rows:
-        asked = tuple(turn for turn in sample.turns if turn.role == "system") + sample.turns[:1]
-        if sum(len(turn.media) for turn in asked) == 1 and asked[-1].role == "user":
+        first = sample.turns[: 1 if last == "user" else 2]
+        asked = tuple(turn for turn in sample.turns if turn.role == "system") + first
+        if sum(len(turn.media) for turn in asked) == 1 and asked[-1].role == last:
             found.append(asked)
     return found[:_NUM_ROWS]
 

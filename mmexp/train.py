@@ -38,7 +38,7 @@ def train(invocation: Invocation) -> None:
     started = time.monotonic()
     setup_logging()
     exp = experiment(invocation)
-    _ = exp.plan.processor  # tokenizer and template must fit before anything is written
+    exp.require_fit()
     run = exp.open_run()
     if run.finished:
         console.print(f"already finished: {run.path}", soft_wrap=True)

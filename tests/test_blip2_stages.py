@@ -176,6 +176,26 @@ def test_the_exported_queries_start_a_stage(first: Path, folder: Path) -> None:
     assert all(torch.equal(own[name], given[name].half().float()) for name in written)
 
 
+def test_the_first_stage_becomes_transformers_model_of_scores(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoModelForZeroShotImageClassification
+
+    from mmexp.export import body
+    from mmexp.train import train
+
+    eva = ["from_scratch=true", "width=24", "num_blocks=2", "num_heads=2", "mlp_width=36", "image_size_px=28"]
+    parts = ["encoder=eva_g", *(f"encoder.{size}" for size in eva), "stage.allow_random_frozen=true"]
+    train(stage_one(folder, *parts, "stage.policy.encoder={vit: frozen, ln_vision: full}", "run_id=scores"))
+    run, out = run_of(folder, "blip2_represent", "scores"), folder / "exported"
+    body(compose("export", [f"run={run}", f"out={out}"]))
+    assert "5 pictures with a text: similarities differ by" in capsys.readouterr().out.replace("\n", " ")
+    model = AutoModelForZeroShotImageClassification.from_pretrained(out)
+    trained = load_file(run / "weights" / "objective.safetensors")
+    assert torch.equal(model.itm_head.weight, trained["itm_head.weight"])
+    assert torch.equal(model.vision_projection.bias, trained["vision_proj.bias"])
+    norm = load_file(run / "weights" / "encoder.safetensors")["ln_vision.weight"]
+    assert torch.equal(model.vision_model.post_layernorm.weight, norm)
+
+
 def test_a_twin_may_start_from_a_part() -> None:
     twin = compose("train", ["recipe=minigpt4", "scale=shapes"]).cfg
     assert twin.stage.init_from == f"{twin.paths.parts}/qformer"

@@ -120,6 +120,7 @@ class HfVisionConfig:
                 f"{size}",
                 expected=f"{config.image_size}, the size of the position table",
                 where="encoder.image_size_px",
+                fix=f"encoder.image_size_px={config.image_size}, or an encoder that was trained at {size} px",
             )
         if size % config.patch_size and config.model_type != "dinov2":
             size -= size % config.patch_size

@@ -79,7 +79,8 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], file: Path, lef
     lines += [f"{len(surplus)} that nothing here takes: {', '.join(surplus[:4])}"] if surplus else []
     lines += [f"{len(shapes)} of another shape: {'; '.join(shapes[:4])}"] if shapes else []
     if lines:
-        raise CheckpointError("; ".join(lines), expected="the tensors of this encoder", where=str(file))
+        raise CheckpointError("; ".join(lines), expected="exactly the tensors of this encoder", where=str(file),
+                              fix="the file that belongs to encoder's family, width and blocks, whole")  # fmt: skip
     if beyond:
         log.info("%s: %d tensors are left out, such as %s", file.name, len(beyond), beyond[0])
     module.load_state_dict({name: state[name].to(tensor.dtype) for name, tensor in own.items()}, assign=True)

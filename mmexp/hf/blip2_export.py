@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 CLASS = "Blip2ForConditionalGeneration"
 NORM_EPS = 1e-6
 """Of every norm of the class's vision model; ours has 1e-5 in the one behind the blocks."""
+NORM_NOTE = (
+    f"The norm behind the vision transformer adds {NORM_EPS:g} to a variance here, and 1e-5 where it was trained, as"
+    " for every BLIP-2 in transformers."
+)
+"""For model cards."""
 
 
 def vision_refusals(plan: Plan, cls: str) -> list[ConfigError]:

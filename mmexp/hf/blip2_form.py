@@ -16,7 +16,7 @@ from mmexp.errors import ConfigError
 from mmexp.hf.base import common_dtype, save_state
 from mmexp.hf.blip2_export import (
     CLASS,
-    NORM_EPS,
+    NORM_NOTE,
     blip2_config,
     blip2_state,
     llm_refusals,
@@ -24,8 +24,7 @@ from mmexp.hf.blip2_export import (
     vision_refusals,
 )
 from mmexp.hf.processor import Words, build_generation_config, build_image_processor, build_words
-from mmexp.hf.verify import with_placeholders
-from mmexp.prompt import load_image
+from mmexp.hf.verify import Agreement, Probe, compare, picture_of, take_probes, with_placeholders
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +48,7 @@ class Blip2Form:
 
     auto: ClassVar[str] = "AutoModelForImageTextToText"
     tag: ClassVar[str] = "blip-2"
+    task: ClassVar[str] = "image-text-to-text"
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -75,6 +75,12 @@ class Blip2Form:
         write_processor(self.plan, self.words.tokenizer, folder)
         build_generation_config(self.words).save_pretrained(folder)
 
+    def take(self, model: MultimodalModel, asked: Sequence[tuple[Turn, ...]]) -> list[Probe]:
+        return take_probes(self.plan, self, model, asked)
+
+    def compare(self, folder: Path, probes: Sequence[Probe], tolerance: float) -> Agreement:
+        return compare(folder, self, probes, self.plan.template.stop, tolerance)
+
     def prompt(self, turns: Sequence[Turn], name: str) -> Item:
         """With BOS where the template trains it as the first token of an answer: transformers' processor puts it."""
         item = self.plan.processor.encode_prompt(turns, id=name)
@@ -85,9 +91,7 @@ class Blip2Form:
         return replace(item, input_ids=torch.cat([item.input_ids, bos]), labels=labels)
 
     def inputs(self, processor: Any, turns: Sequence[Turn]) -> Any:
-        (medium,) = (medium for turn in turns for medium in turn.media)
-        picture = load_image(medium.source, "probe")
-        return processor(images=picture, text=self._text(turns), return_tensors="pt")
+        return processor(images=picture_of(turns), text=self._text(turns), return_tensors="pt")
 
     def run(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         return model.get_image_features(inputs["pixel_values"]).pooler_output, model(**inputs).logits
@@ -98,8 +102,7 @@ class Blip2Form:
         return _USE.replace("TEXT", json.dumps(text)).replace("START", start)
 
     def notes(self) -> list[str]:
-        notes = [f"The norm behind the vision transformer adds {NORM_EPS:g} to a variance here, and 1e-5 where it was"
-                 " trained, as for every BLIP-2 in transformers."]  # fmt: skip
+        notes = [NORM_NOTE]
         if getattr(self.plan.inputs["image"].connector, "has_text", False):
             notes.append("The Q-Former's text path is left out: its queries were trained without text beside them.")
         return notes

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
-    from mmexp.hf.form import Form
-    from mmexp.hf.verify import Agreement
+    from mmexp.hf.form import Comparison, Form
     from mmexp.model import Plan
 
 _PIXELS = {
@@ -20,7 +19,7 @@ _PIXELS = {
 _TYPED = "What people type can become control tokens here (`</s>`, `<image>`); mmexp keeps it text."
 
 
-def render_card(plan: Plan, form: Form, agreement: Agreement, lineage: Sequence[Mapping[str, Any]]) -> str:
+def render_card(plan: Plan, form: Form, agreement: Comparison, lineage: Sequence[Mapping[str, Any]]) -> str:
     """Markdown with a metadata head.
 
     Args:
@@ -31,7 +30,7 @@ def render_card(plan: Plan, form: Form, agreement: Agreement, lineage: Sequence[
     """
     newest = lineage[0]
     bases = [base for base in dict(newest.get("base") or {}).values() if base]
-    head = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": ["mmexp", form.tag]}
+    head = {"library_name": "transformers", "pipeline_tag": form.task, "tags": ["mmexp", form.tag]}
     public = [base for base in bases if base.count("/") == 1 and not base.startswith((".", "/", "{"))]
     head |= {"base_model": public} if public else {}
     lines = [
@@ -43,7 +42,7 @@ def render_card(plan: Plan, form: Form, agreement: Agreement, lineage: Sequence[
         f"the template `{plan.template.name}`.",
         *(f"- {note}" for note in [*_pixel_notes(plan), *form.notes(), _TYPED]),
         "## Compared with the model that was trained",
-        _table(agreement),
+        _table(agreement.table()),
         "## Where it comes from",
         *(_origin(manifest) for manifest in lineage),
     ]
@@ -58,14 +57,7 @@ def _pixel_notes(plan: Plan) -> list[str]:
             " slightly."]  # fmt: skip
 
 
-def _table(agreement: Agreement) -> str:
-    rows = {
-        "questions compared": agreement.num_probes,
-        "token ids": "equal",
-        "largest difference of logits": f"{agreement.logits:.2g} (largest logit {agreement.scale:.3g})",
-        "difference of normalised pixels": f"{agreement.pixels:.2g} at most, {agreement.mean_pixels:.2g} on average",
-        "greedy answers": "equal",
-    }
+def _table(rows: Mapping[str, str | int]) -> str:
     return "\n".join(["| what | found |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 

@@ -22,11 +22,8 @@ class Form(Protocol):
     """The Auto class that loads it."""
     tag: ClassVar[str]
     """Of the model card."""
-
-    @property
-    def image_token_id(self) -> int:
-        """The placeholder in `input_ids`."""
-        ...
+    task: ClassVar[str]
+    """The hub's name of what the model does."""
 
     def refusals(self) -> list[ConfigError]:
         """Why the class cannot hold the plan, part by part; empty when it can."""
@@ -34,6 +31,31 @@ class Form(Protocol):
 
     def write(self, model: MultimodalModel, folder: Path) -> None:
         """Weights, configs, tokenizer and processor."""
+        ...
+
+    def take(self, model: MultimodalModel, asked: Sequence[tuple[Turn, ...]]) -> Any:
+        """What our model, in eval mode on the CPU, makes of conversations with one picture each."""
+        ...
+
+    def compare(self, folder: Path, probes: Any, tolerance: float) -> Comparison:
+        """The same of the folder alone, read by transformers; CheckpointError where it differs from `take`'s result."""
+        ...
+
+    def use(self) -> str:
+        """Python lines for the card."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What is different on the side of transformers, in sentences."""
+        ...
+
+
+class AnswerForm(Form, Protocol):
+    """A class that answers: what a comparison of answers needs besides."""
+
+    @property
+    def image_token_id(self) -> int:
+        """The placeholder in `input_ids`."""
         ...
 
     def prompt(self, turns: Sequence[Turn], name: str) -> Item:
@@ -48,12 +70,16 @@ class Form(Protocol):
         """Soft tokens float[1, N, D] and logits float[1, T, V] of the exported model."""
         ...
 
-    def use(self) -> str:
-        """Python lines for the card."""
+
+class Comparison(Protocol):
+    """The largest differences that were found, all of them within the tolerance."""
+
+    def table(self) -> dict[str, str | int]:
+        """Rows of the model card."""
         ...
 
-    def notes(self) -> list[str]:
-        """What is different on the side of transformers, in sentences."""
+    def summary(self) -> str:
+        """One line."""
         ...
 
 

@@ -14,6 +14,7 @@ from mmexp.errors import ConfigError
 from mmexp.hf.base import common_dtype, save_state
 from mmexp.hf.llava import feature_strategy, llava_config, llava_state, refusals, require_complete
 from mmexp.hf.processor import Words, build_generation_config, build_processor, build_words
+from mmexp.hf.verify import Agreement, Probe, compare, take_probes
 from mmexp.prompt import load_image, to_jinja
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class LlavaForm:
 
     auto: ClassVar[str] = "AutoModelForImageTextToText"
     tag: ClassVar[str] = "llava"
+    task: ClassVar[str] = "image-text-to-text"
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -73,6 +75,12 @@ class LlavaForm:
         processor.save_pretrained(folder)
         processor.image_processor.save_pretrained(folder)
         build_generation_config(words).save_pretrained(folder)
+
+    def take(self, model: MultimodalModel, asked: Sequence[tuple[Turn, ...]]) -> list[Probe]:
+        return take_probes(self.plan, self, model, asked)
+
+    def compare(self, folder: Path, probes: Sequence[Probe], tolerance: float) -> Agreement:
+        return compare(folder, self, probes, self.plan.template.stop, tolerance)
 
     def prompt(self, turns: Sequence[Turn], name: str) -> Item:
         return self.plan.processor.encode_prompt(turns, id=name)

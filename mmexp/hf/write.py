@@ -13,10 +13,13 @@ from mmexp.errors import CheckpointError, ConfigError
 from mmexp.hf.blip2_form import Blip2Form
 from mmexp.hf.card import render_card
 from mmexp.hf.llava_form import LlavaForm
-from mmexp.hf.verify import Agreement, compare, take_probes, tolerance_of
+from mmexp.hf.retrieval_form import RetrievalForm
+from mmexp.hf.verify import tolerance_of
 
 if TYPE_CHECKING:
-    from mmexp.hf.form import Form
+    from torch import nn
+
+    from mmexp.hf.form import Comparison, Form
     from mmexp.model import MultimodalModel, Plan
 
 
@@ -24,14 +27,16 @@ class Export:
     """One export: `check` before weights are read, then `write`.
 
     Args:
-        plan: Of the model. One with a Q-Former becomes BLIP-2, any other LLaVA.
+        plan: Of the model. One without an LLM becomes BLIP-2's model of scores, one with a Q-Former BLIP-2, any other
+            LLaVA.
         out: New folder.
+        heads: Of a model without an LLM, the objective that trained it, by `write` with its weights.
     """
 
-    def __init__(self, plan: Plan, out: Path) -> None:
+    def __init__(self, plan: Plan, out: Path, heads: nn.Module | None = None) -> None:
         self.plan, self.out = plan, out
         self.partial = out.with_name(f".{out.name}.unverified")
-        self.form = _form_of(plan)
+        self.form = _form_of(plan, heads)
 
     def check(self) -> None:
         """Raises ConfigError with every reason why transformers cannot hold the model, or `out` cannot be written."""
@@ -42,13 +47,13 @@ class Export:
             raise ConfigError.collect(found)
 
     def write(
-        self, model: MultimodalModel, questions: Sequence[tuple[Turn, ...]], lineage: Sequence[Mapping[str, Any]]
-    ) -> Agreement:
+        self, model: MultimodalModel, asked: Sequence[tuple[Turn, ...]], lineage: Sequence[Mapping[str, Any]]
+    ) -> Comparison:
         """Writes the folder beside its place, compares, and moves it there.
 
         Args:
             model: In eval mode on the CPU, adapters folded in. Its memory is given back before transformers loads.
-            questions: Conversations that end with a user turn and show a picture.
+            asked: Conversations that show one picture each. They end with a user turn, without an LLM with an answer.
             lineage: Manifests for the model card, the newest first.
 
         Raises:
@@ -57,13 +62,13 @@ class Export:
         if self.partial.exists():
             raise CheckpointError(f"{self.partial} is in the way", where="out", fix="remove it, or give another folder")
         tolerance = tolerance_of(model)
-        probes = take_probes(self.plan, self.form, model, questions)
+        probes = self.form.take(model, asked)
         self.partial.mkdir(parents=True)
         self.form.write(model, self.partial)
         for part in model.parts().values():
             part.to("meta")
         gc.collect()
-        agreement = compare(self.partial, self.form, probes, self.plan.template.stop, tolerance)
+        agreement = self.form.compare(self.partial, probes, tolerance)
         card = render_card(self.plan, self.form, agreement, lineage)
         (self.partial / "README.md").write_text(card, encoding="utf-8")
         if self.out.exists():
@@ -72,6 +77,8 @@ class Export:
         return agreement
 
 
-def _form_of(plan: Plan) -> Form:
+def _form_of(plan: Plan, heads: nn.Module | None) -> Form:
     image = plan.inputs.get("image")
+    if not plan.spec.width:
+        return RetrievalForm(plan, heads)
     return Blip2Form(plan) if image and isinstance(image.connector, QformerConfig) else LlavaForm(plan)

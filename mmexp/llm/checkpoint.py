@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 _HOLDERS = ("blip-2", "instructblip")
 """Models that hold an LLM of transformers whole, under the names `language_model.*`."""
+_AROUND = ("vision_model.", "query_tokens", "qformer.", "language_projection.")
+"""What else they hold."""
+_BUFFER = re.compile(r"(^|\.)(inv_freq|position_ids)$")
+"""What old files hold besides weights; it is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +99,21 @@ class LlmCheckpoint:
                 )
         except (OSError, ValueError) as error:
             raise hub.unavailable(self.path, error, "llm", CheckpointError) from error
-        if missing := sorted(info["missing_keys"]):
-            raise CheckpointError(f"{len(missing)} missing: {', '.join(missing[:4])}", where=f"llm.path={self.path}",
-                                  expected=f"all weights of {type(model).__name__}")  # fmt: skip
+        around = _AROUND if inside else ()
+        beyond = {name for name in info["unexpected_keys"] if not name.startswith(around) and not _BUFFER.search(name)}
+        _require_exact(set(info["missing_keys"]), beyond, type(model).__name__, f"llm.path={self.path}")
         found = spec_of(model.config).width
         if found != width:
             raise CheckpointError(f"width {found}", expected=f"{width} as planned", where="llm.path")
         return model
+
+
+def _require_exact(missing: set[str], beyond: set[str], kind: str, where: str) -> None:
+    lines = [f"{len(missing)} missing: {', '.join(sorted(missing)[:4])}"] if missing else []
+    lines += [f"{len(beyond)} that nothing here takes: {', '.join(sorted(beyond)[:4])}"] if beyond else []
+    if lines:
+        raise CheckpointError("; ".join(lines), expected=f"exactly the weights of {kind}", where=where,
+                              fix="a whole copy of the checkpoint, with the config.json that belongs to it")  # fmt: skip
 
 
 @contextmanager

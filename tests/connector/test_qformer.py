@@ -12,6 +12,7 @@ from mmexp.connector import Qformer, QformerConfig, QformerConnector
 from mmexp.connector.qformer import additive
 from mmexp.contracts import EncoderSpec
 from mmexp.errors import CheckpointError, ConfigError
+from tests.differences import Differences
 
 Variant = Literal["stripped", "text", "full"]
 EVA = EncoderSpec(width=1408, grid=(16, 16), num_prefix=1)
@@ -112,7 +113,7 @@ def _theirs(connector: QformerConnector, norm: str) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_without_text_equal_to_transformers() -> None:
+def test_without_text_equal_to_transformers(differences: Differences) -> None:
     from transformers import Blip2QFormerConfig
     from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
 
@@ -122,11 +123,11 @@ def test_without_text_equal_to_transformers() -> None:
     model.load_state_dict(_theirs(connector, "layernorm"))
     queries = connector.qformer.query_tokens.expand(2, -1, -1)
     expected = model(query_embeds=queries, encoder_hidden_states=features()).last_hidden_state
-    torch.testing.assert_close(connector.qformer(features()), expected, atol=1e-5, rtol=1e-5)
+    differences("Blip2QFormerModel", "queries alone", connector.qformer(features()), expected, 1e-5, 1e-5)
     torch.testing.assert_close(connector(features()), connector.proj(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_with_text_equal_to_instructblip() -> None:
+def test_with_text_equal_to_instructblip(differences: Differences) -> None:
     from transformers import InstructBlipQFormerConfig
     from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerModel
 
@@ -143,7 +144,7 @@ def test_with_text_equal_to_instructblip() -> None:
     visible = torch.cat([torch.ones(2, 5, dtype=torch.long), mask.long()], 1)
     expected = model(ids, visible, query_embeds=queries, encoder_hidden_states=features()).last_hidden_state
     found = connector.qformer.look_and_read(features(), ids, mask)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    differences("InstructBlipQFormerModel", "queries and text", found, expected, 1e-5, 1e-5)
     torch.testing.assert_close(connector(features(), ids, mask), connector.proj(expected[:, :5]))
 
 

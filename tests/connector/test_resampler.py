@@ -15,6 +15,7 @@ from mmexp.errors import ConfigError
 from mmexp.llm import TinyLlmConfig
 from mmexp.model import Branch, MultimodalModel
 from mmexp.tuning import LoraSettings, apply_policy
+from tests.differences import Differences
 
 WIDTH, HEADS, E, D = 24, 3, 10, 16
 
@@ -61,7 +62,7 @@ def shaken(module: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("side", [16, 32])
-def test_equals_the_published_steps(side: int) -> None:
+def test_equals_the_published_steps(differences: Differences, side: int) -> None:
     spec = EncoderSpec(width=E, grid=(side, side))
     module = shaken(ResamplerConfig(width=WIDTH, num_heads=HEADS).build(spec, D))
     features = torch.randn(2, side * side, E)
@@ -69,7 +70,7 @@ def test_equals_the_published_steps(side: int) -> None:
         out = module(features)
         expected = published_steps(module.state_dict(), features, side, HEADS)
     assert out.shape == (2, 256, D)
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    differences("Qwen-VL's resampler", f"{side} x {side}", out, expected, 1e-5, 1e-5)
 
 
 def test_attention_equals_matrix_products() -> None:

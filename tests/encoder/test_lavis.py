@@ -15,6 +15,7 @@ from mmexp.errors import CheckpointError, ConfigError
 from mmexp.llm import TinyLlmConfig
 from mmexp.model import Branch, MultimodalModel
 from mmexp.tuning import LoraSettings, apply_policy
+from tests.differences import Differences
 
 E, HEADS, MLP, PATCH = 24, 2, 36, 4
 SMALL = {"width": E, "num_blocks": 2, "num_heads": HEADS, "mlp_width": MLP, "patch_size_px": PATCH, "image_size_px": 16}
@@ -89,17 +90,18 @@ def eva_equations(state: dict, picture: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_eva_equals_the_published_equations(tmp_path: Path) -> None:
+def test_eva_equals_the_published_equations(tmp_path: Path, differences: Differences) -> None:
     state = published("eva")
     module = LavisVisionConfig(path=saved(tmp_path, state), **SMALL).build()
     values = torch.randn(2, 3, 16, 16)
     expected = torch.stack([eva_equations(state, picture) for picture in values])
-    torch.testing.assert_close(module.vit(values), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(module(values), functional.layer_norm(expected, (E,), eps=1e-5), atol=1e-5, rtol=1e-5)
+    differences("EVA-g blocks", "equations", module.vit(values), expected, 1e-5, 1e-5)
+    normed = functional.layer_norm(expected, (E,), eps=1e-5)
+    differences("EVA-g blocks", "with ln_vision", module(values), normed, 1e-5, 1e-5)
 
 
 @torch.no_grad()
-def test_eva_equals_timm(tmp_path: Path) -> None:
+def test_eva_equals_timm(tmp_path: Path, differences: Differences) -> None:
     from timm.models.eva import Eva
 
     state = published("eva")
@@ -109,11 +111,11 @@ def test_eva_equals_timm(tmp_path: Path) -> None:
     values = torch.randn(2, 3, 16, 16)
     expected = other.forward_intermediates(values, [1], return_prefix_tokens=True, output_fmt="NLC")[1][0]
     module = LavisVisionConfig(path=saved(tmp_path, state), **SMALL).build()
-    torch.testing.assert_close(module.vit(values), torch.cat(expected[::-1], 1), atol=1e-5, rtol=1e-5)
+    differences("EVA-g blocks", "timm's Eva", module.vit(values), torch.cat(expected[::-1], 1), 1e-5, 1e-5)
 
 
 @torch.no_grad()
-def test_clip_equals_open_clip(tmp_path: Path) -> None:
+def test_clip_equals_open_clip(tmp_path: Path, differences: Differences) -> None:
     from open_clip.transformer import QuickGELU, VisionTransformer
 
     state = published("clip")
@@ -125,7 +127,7 @@ def test_clip_equals_open_clip(tmp_path: Path) -> None:
     for block in expected:
         hidden = block(hidden)
     module = LavisVisionConfig(path=saved(tmp_path, state), family="clip", **SMALL).build()
-    torch.testing.assert_close(module.vit(values), hidden, atol=1e-5, rtol=1e-5)
+    differences("LAVIS's CLIP blocks", "open_clip's", module.vit(values), hidden, 1e-5, 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from mmexp.llm import CausalConfig, CausalLlm, Sampling, TinyLlmConfig
 from mmexp.model.splice import left_pad
+from tests.differences import Differences
 
 LENGTHS = (9, 4, 7)
 
@@ -56,7 +57,9 @@ def test_plan_knows_the_width_of_the_embeddings(folder: Path, llm: CausalLlm) ->
     assert spec.max_length_tokens == 40
 
 
-def test_flat_and_padded_rows_equal_transformers_with_a_mask(llm: CausalLlm, reference: OPTForCausalLM) -> None:
+def test_flat_and_padded_rows_equal_transformers_with_a_mask(
+    differences: Differences, llm: CausalLlm, reference: OPTForCausalLM
+) -> None:
     ids, mask = rows()
     labels = ids.masked_fill(mask == 0, -100)
     with torch.no_grad():
@@ -67,16 +70,16 @@ def test_flat_and_padded_rows_equal_transformers_with_a_mask(llm: CausalLlm, ref
         flat_ids = torch.cat([ids[row, :length] for row, length in enumerate(LENGTHS)])[None]
         positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
         flat = llm.logits(llm.hidden(llm.embed(flat_ids), positions, (LENGTHS,)))
-    torch.testing.assert_close(padded[mask == 1], expected.logits[mask == 1], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(flat[0], expected.logits[mask == 1], atol=1e-4, rtol=1e-4)
+    differences("OPTForCausalLM", "logits, padded", padded[mask == 1], expected.logits[mask == 1], 1e-4, 1e-4)
+    differences("OPTForCausalLM", "logits, flat", flat[0], expected.logits[mask == 1], 1e-4, 1e-4)
     shifted = labels[:, 1:]
     loss = functional.cross_entropy(padded[:, :-1][shifted != -100], shifted[shifted != -100])
-    torch.testing.assert_close(loss, expected.loss, atol=1e-4, rtol=1e-4)
+    differences("OPTForCausalLM", "loss", loss, expected.loss, 1e-4, 1e-4)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_from_left_padded_embeddings_equals_transformers(
-    llm: CausalLlm, reference: OPTForCausalLM, beams: int
+    differences: Differences, llm: CausalLlm, reference: OPTForCausalLM, beams: int
 ) -> None:
     ids, mask = rows()
     tokenizer = TinyLlmConfig().load_tokenizer()
@@ -87,7 +90,8 @@ def test_generation_from_left_padded_embeddings_equals_transformers(
             input_ids=ids[row : row + 1, :length], attention_mask=mask[row : row + 1, :length], max_new_tokens=12,
             num_beams=beams, do_sample=False, eos_token_id=2, pad_token_id=0,
         )  # fmt: skip
-        assert texts[row] == tokenizer.decode(alone[0, length:], skip_special_tokens=True).strip()
+        said = tokenizer.decode(alone[0, length:], skip_special_tokens=True).strip()
+        differences.tokens("OPTForCausalLM", "greedy and beam answers", texts[row], said)
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from mmexp.errors import CheckpointError, ConfigError
 from mmexp.llm import CausalConfig, QwenConfig, Sampling, TinyLlmConfig
+from tests.differences import Differences
 
 WIDTH, HEADS, LAYERS, INNER, VOCAB = 32, 4, 2, 24, 259
 RAW = {
@@ -86,17 +87,17 @@ def logits(ids: Tensor, w: dict[str, Tensor]) -> Tensor:
     return norm(x, w["transformer.ln_f.weight"]) @ w["lm_head.weight"].T
 
 
-def test_logits_equal_those_of_the_published_computation(folder: Path) -> None:
+def test_logits_equal_those_of_the_published_computation(differences: Differences, folder: Path) -> None:
     llm = QwenConfig(path=str(folder)).build().eval()
     ids = torch.randint(3, VOCAB, (1, 19), generator=torch.Generator().manual_seed(1))
     positions = torch.cat([torch.arange(11), torch.arange(8)])[None]
     with torch.no_grad():
         ours = llm.logits(llm.hidden(llm.embed(ids), positions, ((11, 8),)))[0]
     expected = torch.cat([logits(part, tensors()) for part in ids[0].split([11, 8])])
-    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+    differences("Qwen-7B", "logits", ours, expected, 1e-4, 1e-4)
 
 
-def test_answers_follow_the_published_computation(folder: Path) -> None:
+def test_answers_follow_the_published_computation(differences: Differences, folder: Path) -> None:
     config = QwenConfig(path=str(folder))
     llm, tokenizer = config.build().eval(), config.load_tokenizer()
     ids = torch.tensor(tokenizer("hello").input_ids)
@@ -105,7 +106,8 @@ def test_answers_follow_the_published_computation(folder: Path) -> None:
         said = torch.cat([said, logits(said, tensors())[-1].argmax()[None]])
     embeds, mask = llm.embed(ids[None]).detach(), torch.ones(1, len(ids), dtype=torch.long)
     answer = llm.generate(embeds, mask, tokenizer, Sampling(max_new_tokens=8, stop_ids=(VOCAB,)))[0]
-    assert answer == tokenizer.decode(said[len(ids) :], skip_special_tokens=True).strip()
+    expected = tokenizer.decode(said[len(ids) :], skip_special_tokens=True).strip()
+    differences.tokens("Qwen-7B", "greedy answer", answer, expected)
 
 
 def test_published_plan_needs_no_file() -> None:

@@ -16,6 +16,7 @@ from mmexp.contracts import IGNORE
 from mmexp.errors import ConfigError
 from mmexp.llm import CausalConfig, Sampling, Seq2SeqConfig, Seq2SeqLlm, TinyLlmConfig
 from mmexp.model.splice import left_pad
+from tests.differences import Differences
 
 PROMPTS, ANSWERS = (6, 3, 1), (4, 1, 7)
 
@@ -70,7 +71,9 @@ def laid_out(row: str) -> tuple[torch.Tensor, torch.Tensor, tuple, tuple]:
 
 
 @pytest.mark.parametrize("row", ["flat", "padded"])
-def test_loss_and_logits_equal_transformers(llm: Seq2SeqLlm, reference: T5ForConditionalGeneration, row: str) -> None:
+def test_loss_and_logits_equal_transformers(
+    differences: Differences, llm: Seq2SeqLlm, reference: T5ForConditionalGeneration, row: str
+) -> None:
     llm, reference = deepcopy(llm).double(), deepcopy(reference).double()  # in fp32 rounding differs from CPU to CPU
     ids, labels, lengths, prompt_lengths = laid_out(row)
     prompts, answers = texts()
@@ -84,14 +87,15 @@ def test_loss_and_logits_equal_transformers(llm: Seq2SeqLlm, reference: T5ForCon
         chosen = labels[:, 1:] != IGNORE
         logits = llm.logits(hidden[:, :-1][chosen])
     wanted = torch.cat([expected.logits[row, : len(answer)] for row, answer in enumerate(answers)])
-    torch.testing.assert_close(logits, wanted, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(functional.cross_entropy(logits, labels[:, 1:][chosen]), expected.loss)
+    differences("T5ForConditionalGeneration", "logits, float64", logits, wanted, 1e-6, 1e-6)
+    loss = functional.cross_entropy(logits, labels[:, 1:][chosen])
+    differences("T5ForConditionalGeneration", "loss, float64", loss, expected.loss, 1e-7, 1e-7)
 
 
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("beams", [1, 4])
 def test_answers_equal_transformers(
-    llm: Seq2SeqLlm, reference: T5ForConditionalGeneration, beams: int, cached: bool
+    differences: Differences, llm: Seq2SeqLlm, reference: T5ForConditionalGeneration, beams: int, cached: bool
 ) -> None:
     prompts, _ = texts()
     rows = torch.nn.utils.rnn.pad_sequence([llm.embed(ids).detach() for ids in prompts], batch_first=True)
@@ -104,7 +108,8 @@ def test_answers_equal_transformers(
             inputs_embeds=reference.shared(ids[None]), max_new_tokens=10, min_new_tokens=3, num_beams=beams,
             length_penalty=-1.0, do_sample=False, use_cache=cached,
         )  # fmt: skip
-        assert answer == tokenizer.decode(alone[0], skip_special_tokens=True).strip()
+        said = tokenizer.decode(alone[0], skip_special_tokens=True).strip()
+        differences.tokens("T5ForConditionalGeneration", "greedy and beam answers", answer, said)
 
 
 def test_a_head_of_its_own_is_not_taken_from_the_embedding(folder: Path, llm: Seq2SeqLlm) -> None:

@@ -24,6 +24,7 @@ from mmexp.llm import NoLlmConfig, TinyLlmConfig
 from mmexp.objective import Blip2RepresentConfig, NextTokenConfig
 from mmexp.objective.pairs import draw
 from tests.assets.make_bert import make_tokenizer
+from tests.differences import Differences
 from tests.objective.blip2_parts import make_batch, make_model, make_plan, make_samples
 
 SMOOTHING = 0.1
@@ -130,7 +131,9 @@ class Slow:
         return total, count
 
 
-def check(tokenizer: Path, image_ids: tuple[Any, ...], same: list[int], row: str = "flat") -> Losses:
+def check(
+    differences: Differences, tokenizer: Path, image_ids: tuple[Any, ...], same: list[int], row: str = "flat"
+) -> Losses:
     plan = make_plan(tokenizer)
     model, objective = make_model(plan)
     batch = make_batch(plan, make_samples(len(same), image_ids), row)
@@ -141,19 +144,21 @@ def check(tokenizer: Path, image_ids: tuple[Any, ...], same: list[int], row: str
     itg, num_tokens = slow.itg(objective.bos_id)
     assert losses.counts == {"itc": len(same), "itm": num_pairs, "itg": num_tokens}
     for name, expected in {"itc": slow.itc(), "itm": itm, "itg": itg}.items():
-        torch.testing.assert_close(losses.sums[name], expected, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        differences(f"{name.upper()} loss", "equations, one rank", losses.sums[name], expected, 1e-4, 1e-4)
         own = torch.autograd.grad(losses.sums[name], parameters, retain_graph=True, allow_unused=True)
         reference = torch.autograd.grad(expected, parameters, retain_graph=True, allow_unused=True)
         for parameter, found, wanted in zip(parameters, own, reference, strict=True):
             zero = torch.zeros_like(parameter)
             found, wanted = zero if found is None else found, zero if wanted is None else wanted
-            torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+            differences(f"{name.upper()} loss", "gradients, one rank", found, wanted, 1e-3, 1e-3)
     return losses
 
 
 @pytest.mark.parametrize("row", ["flat", "padded"])
-def test_losses_and_gradients_equal_the_equations(tokenizer: Path, drawn: list[torch.Tensor], row: str) -> None:
-    losses = check(tokenizer, (), [0, 1, 2, 3], row)
+def test_losses_and_gradients_equal_the_equations(
+    differences: Differences, tokenizer: Path, drawn: list[torch.Tensor], row: str
+) -> None:
+    losses = check(differences, tokenizer, (), [0, 1, 2, 3], row)
     assert losses.counts["itm"] == 3 * 4
     for weights in drawn:
         torch.testing.assert_close(weights.sum(1), torch.ones(4))
@@ -161,19 +166,21 @@ def test_losses_and_gradients_equal_the_equations(tokenizer: Path, drawn: list[t
     assert set(losses.report) == {"temp", "itc_accuracy", "itm_accuracy"}
 
 
-def test_samples_of_one_image_are_pairs_and_never_negatives(tokenizer: Path, drawn: list[torch.Tensor]) -> None:
-    check(tokenizer, ("coco_9", 5, "coco_9", None), [9, 5, 9, -4])
+def test_samples_of_one_image_are_pairs_and_never_negatives(
+    differences: Differences, tokenizer: Path, drawn: list[torch.Tensor]
+) -> None:
+    check(differences, tokenizer, ("coco_9", 5, "coco_9", None), [9, 5, 9, -4])
     assert all(weights[0, 2] == 0 and weights[2, 0] == 0 and weights[0, 1] > 0 for weights in drawn)
 
 
-def test_a_batch_of_one_has_no_negative(tokenizer: Path) -> None:
-    losses = check(tokenizer, (), [0])
+def test_a_batch_of_one_has_no_negative(differences: Differences, tokenizer: Path) -> None:
+    losses = check(differences, tokenizer, (), [0])
     assert losses.counts["itm"] == 1
     assert losses.sums["itc"] == 0
 
 
-def test_one_image_all_over_draws_nothing(tokenizer: Path) -> None:
-    assert check(tokenizer, (3, 3), [3, 3]).counts["itm"] == 2
+def test_one_image_all_over_draws_nothing(differences: Differences, tokenizer: Path) -> None:
+    assert check(differences, tokenizer, (3, 3), [3, 3]).counts["itm"] == 2
 
 
 def test_negatives_are_drawn_as_often_as_they_are_near() -> None:
@@ -291,7 +298,9 @@ def _rank(rank: int, port: int, tokenizer: Path, out: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_sum_to_one(tokenizer: Path, tmp_path: Path, drawn: list[torch.Tensor]) -> None:
+def test_two_ranks_sum_to_one(
+    differences: Differences, tokenizer: Path, tmp_path: Path, drawn: list[torch.Tensor]
+) -> None:
     """All sums and all gradients, with ranks of different sizes: the draw aside, ranks change nothing."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -302,5 +311,7 @@ def test_two_ranks_sum_to_one(tokenizer: Path, tmp_path: Path, drawn: list[torch
     assert ranks[0].keys() == ranks[1].keys() == alone.keys()
     assert any(name.startswith("encoder.") for name in alone)
     for name, expected in alone.items():
-        torch.testing.assert_close(ranks[0][name] + ranks[1][name], expected, atol=2e-4, rtol=1e-3,
-                                   msg=lambda m, n=name: f"{n}: {m}")  # fmt: skip
+        kind = ("ITC + ITM + ITG", "gradients, two ranks")
+        if name in ("itc", "itm", "itg"):
+            kind = (f"{name.upper()} loss", "two ranks")
+        differences(*kind, ranks[0][name] + ranks[1][name], expected, 2e-4, 1e-3)

@@ -1,45 +1,36 @@
-"""A table of the largest differences, printed at the end: `python -m pytest tests/parity`."""
+"""`python -m pytest tests/parity` runs every comparison with a public class or a published equation, also those that
+are tests of a room, and prints one table of the largest differences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import pytest
-import torch
 
-_ROWS: list[tuple[str, float, float, str]] = []
-
-
-@pytest.fixture
-def compare() -> Callable[..., None]:
-    """Compares two tensors, fails above the tolerance, and remembers the difference for the table."""
-
-    def check(what: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-4) -> None:
-        assert ours.shape == theirs.shape, what
-        distance = float((ours.detach().float() - theirs.detach().float()).abs().max())
-        _ROWS.append((what, distance, float(theirs.detach().float().abs().max()), f"{tolerance:g}"))
-        assert distance <= tolerance, f"{what}: {distance:.3g}"
-
-    return check
-
-
-@pytest.fixture
-def same_tokens() -> Callable[..., None]:
-    """Compares two lists of token ids."""
-
-    def check(what: str, ours: list[int], theirs: list[int]) -> None:
-        different = sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(len(ours) - len(theirs))
-        _ROWS.append((what, float(different), float(len(theirs)), "tokens, 0"))
-        assert ours == theirs, what
-
-    return check
+HERE = Path(__file__).parent
+ELSEWHERE = (
+    "encoder/test_hf_vision.py::test_features_equal_transformers_hidden_states",
+    "encoder/test_lavis.py::test_eva_equals_the_published_equations",
+    "encoder/test_lavis.py::test_eva_equals_timm",
+    "encoder/test_lavis.py::test_clip_equals_open_clip",
+    "encoder/test_open_clip.py::test_features_equal_the_tower_s_own",
+    "encoder/test_open_clip.py::test_qwen_vl_has_no_class_token_and_resizes_positions_in_the_pass",
+    "connector/test_qformer.py::test_without_text_equal_to_transformers",
+    "connector/test_qformer.py::test_with_text_equal_to_instructblip",
+    "connector/test_resampler.py::test_equals_the_published_steps",
+    "objective/test_blip2.py::test_losses_and_gradients_equal_the_equations",
+    "objective/test_blip2.py::test_two_ranks_sum_to_one",
+    "llm/test_opt.py::test_flat_and_padded_rows_equal_transformers_with_a_mask",
+    "llm/test_opt.py::test_generation_from_left_padded_embeddings_equals_transformers",
+    "llm/test_seq2seq.py::test_loss_and_logits_equal_transformers",
+    "llm/test_seq2seq.py::test_answers_equal_transformers",
+    "llm/test_qwen.py::test_logits_equal_those_of_the_published_computation",
+    "llm/test_qwen.py::test_answers_follow_the_published_computation",
+    "hf/test_retrieval_export.py::test_transformers_gives_the_same_scores",
+)
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not _ROWS:
-        return
-    terminalreporter.section("largest differences from transformers, float32")
-    width = max(len(row[0]) for row in _ROWS)
-    for what, distance, largest, tolerance in _ROWS:
-        terminalreporter.write_line(f"{what:<{width}}  {distance:9.2g} of {largest:9.3g}   tolerance {tolerance}")
+def pytest_configure(config: pytest.Config) -> None:
+    """Only where this folder itself was asked for: a run of the whole suite has them in their rooms."""
+    if any((config.invocation_params.dir / arg).resolve() == HERE for arg in config.args):
+        config.args += [str(HERE.parent / name) for name in ELSEWHERE]

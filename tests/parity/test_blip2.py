@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,12 +17,16 @@ from mmexp.hf.foreign import place
 from mmexp.llm.causal import empty_llm
 from mmexp.llm.seq2seq import Seq2SeqLlm
 from mmexp.model import Branch, MultimodalModel
+from tests.differences import Differences
 
 E, W, Q, WORDS, IMAGE = 24, 16, 4, 40, 95
 VISION = {"hidden_size": E, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
           "patch_size": 4}  # fmt: skip
 QFORMER = {"hidden_size": W, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32,
            "encoder_hidden_size": E, "vocab_size": WORDS, "max_position_embeddings": 20}  # fmt: skip
+OPT_CLASS, T5_CLASS = (f"Blip2ForConditionalGeneration ({llm})" for llm in ("OPT", "T5"))
+INSTRUCT, SCORES = "InstructBlipForConditionalGeneration (OPT)", "Blip2ForImageTextRetrieval"
+"""What the table calls the classes."""
 
 
 def opt() -> Any:
@@ -97,7 +100,7 @@ def prompts(length: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_blip2_opt(compare: Callable[..., None], same_tokens: Callable[..., None]) -> None:
+def test_blip2_opt(differences: Differences) -> None:
     theirs = generation("generation", opt())
     model = ours("stripped", empty_llm(opt()), 32)
     state = theirs.state_dict()
@@ -105,20 +108,20 @@ def test_blip2_opt(compare: Callable[..., None], same_tokens: Callable[..., None
     ids, images = prompts(7), torch.randn(2, 3, 16, 16)
     batch = batch_of(ids, images, 3)
     output = model(batch)
-    compare("BLIP-2 OPT, soft tokens", output.soft["image"], theirs.get_image_features(images).pooler_output)
-    compare("BLIP-2 OPT, logits", model.llm.logits(output.hidden), theirs(pixel_values=images, input_ids=ids).logits)
+    differences(OPT_CLASS, "soft tokens", output.soft["image"], theirs.get_image_features(images).pooler_output)
+    differences(OPT_CLASS, "logits", model.llm.logits(output.hidden), theirs(pixel_values=images, input_ids=ids).logits)
     embeds, _ = model.embed(batch)
     mask = torch.ones_like(ids)
     answer = model.llm.model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=8, do_sample=False)
     expected = theirs.generate(images, input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
-    same_tokens("BLIP-2 OPT, greedy", answer.tolist(), expected[:, -answer.shape[1] :].tolist())
+    differences.tokens(OPT_CLASS, "greedy tokens", answer.tolist(), expected[:, -answer.shape[1] :].tolist())
     back = lavis_to_hf(ours_to_lavis({name: part.state_dict() for name, part in model.parts().items()}), "generation")
     assert back.keys() == state.keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in back.items())
 
 
 @torch.no_grad()
-def test_blip2_t5(compare: Callable[..., None], same_tokens: Callable[..., None]) -> None:
+def test_blip2_t5(differences: Differences) -> None:
     theirs = generation("generation", t5())
     model = ours("stripped", Seq2SeqLlm(transformers.AutoModelForSeq2SeqLM.from_config(t5())), 32)
     place(model.parts(), place_blip2(theirs.state_dict(), model.parts(), "test"), "test")
@@ -128,17 +131,17 @@ def test_blip2_t5(compare: Callable[..., None], same_tokens: Callable[..., None]
     answer = ids[:, -4:]
     fed = torch.cat([torch.zeros(2, 1, dtype=torch.long), answer[:, :-1]], 1)
     reference = theirs(pixel_values=images, input_ids=ids[:, :-4], decoder_input_ids=fed)
-    compare("BLIP-2 Flan-T5, logits", model.llm.logits(hidden), reference.logits)
+    differences(T5_CLASS, "logits", model.llm.logits(hidden), reference.logits)
     prompt = ids[:, :-4]
     mask = torch.ones_like(prompt)
     embeds, _ = model.embed(batch_of(prompt, images, 0))
     said = model.llm.model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=8, do_sample=False)
     expected = theirs.generate(images, input_ids=prompt, attention_mask=mask, max_new_tokens=8, do_sample=False)
-    same_tokens("BLIP-2 Flan-T5, greedy", said.tolist(), expected.tolist())
+    differences.tokens(T5_CLASS, "greedy tokens", said.tolist(), expected.tolist())
 
 
 @torch.no_grad()
-def test_instructblip(compare: Callable[..., None]) -> None:
+def test_instructblip(differences: Differences) -> None:
     theirs = generation("instruct", opt(), transformers.InstructBlipForConditionalGeneration)
     model = ours("text", empty_llm(opt()), 32)
     state = theirs.state_dict()
@@ -148,7 +151,7 @@ def test_instructblip(compare: Callable[..., None]) -> None:
     branch: Any = model.inputs["image"]
     soft = branch.connector(branch.features(images), words, seen.bool())
     reference = theirs.get_image_features(images, qformer_input_ids=words, qformer_attention_mask=seen)
-    compare("InstructBLIP, soft tokens", soft, reference.pooler_output)
+    differences(INSTRUCT, "soft tokens", soft, reference.pooler_output)
     ids = prompts(7)
     theirs_logits = theirs(
         pixel_values=images, qformer_input_ids=words, qformer_attention_mask=seen, input_ids=ids
@@ -156,7 +159,7 @@ def test_instructblip(compare: Callable[..., None]) -> None:
     embeds = model.llm.embed(ids).masked_scatter((ids == IMAGE)[..., None], soft)
     batch = batch_of(ids, images, 1)
     hidden = model.llm.hidden(embeds, batch.positions, batch.segment_lengths, batch.prompt_lengths)
-    compare("InstructBLIP OPT, logits", model.llm.logits(hidden), theirs_logits)
+    differences(INSTRUCT, "logits", model.llm.logits(hidden), theirs_logits)
     back = lavis_to_hf(ours_to_lavis({name: part.state_dict() for name, part in model.parts().items()}), "instruct")
     assert back.keys() == state.keys()
 
@@ -174,7 +177,7 @@ def itm_model(image_token: int | None = None) -> Any:
 
 
 @torch.no_grad()
-def test_retrieval_scores(compare: Callable[..., None]) -> None:
+def test_retrieval_scores(differences: Differences) -> None:
     from torch.nn import functional
 
     theirs = itm_model()
@@ -192,10 +195,10 @@ def test_retrieval_scores(compare: Callable[..., None]) -> None:
     image = functional.normalize(heads["vision_proj"](qformer.look(features)[0]), dim=-1)
     text = functional.normalize(heads["text_proj"](qformer.read(words, seen.bool())[:, 0]), dim=-1)
     reference = theirs(pixel_values=images, input_ids=words, attention_mask=seen)
-    compare("ITM model, contrast", torch.einsum("iqw,tw->itq", image, text).amax(2), reference.logits_per_image)
+    differences(SCORES, "ITC scores", torch.einsum("iqw,tw->itq", image, text).amax(2), reference.logits_per_image)
     both = qformer.look_and_read(features, words, seen.bool())[:, :Q]
     matched = theirs(pixel_values=images, input_ids=words, attention_mask=seen, use_image_text_matching_head=True)
-    compare("ITM model, matching", heads["itm_head"](both).mean(1), matched.logits_per_image)
+    differences(SCORES, "ITM logits", heads["itm_head"](both).mean(1), matched.logits_per_image)
     back = lavis_to_hf(ours_to_lavis({name: part.state_dict() for name, part in parts.items()}), "retrieval")
     assert back.keys() == state.keys()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import transformers
 
@@ -13,8 +11,10 @@ from mmexp.encoder import TinyVisionConfig
 from mmexp.llm import TinyLlmConfig
 from mmexp.model import Branch, MultimodalModel
 from mmexp.objective import NextToken
+from tests.differences import Differences
 
 IMAGE_TOKEN = 258
+CLASS = "LlavaForConditionalGeneration"
 
 
 def pair() -> tuple[MultimodalModel, transformers.LlavaForConditionalGeneration]:
@@ -58,7 +58,7 @@ def batch_of(ids: torch.Tensor, images: torch.Tensor) -> Batch:
     )
 
 
-def test_logits_loss_and_gradients_equal_transformers(compare: Callable[..., None]) -> None:
+def test_logits_loss_and_gradients_equal_transformers(differences: Differences) -> None:
     ours, theirs = pair()
     torch.manual_seed(1)
     ids = torch.randint(3, 250, (2, 12))
@@ -68,19 +68,19 @@ def test_logits_loss_and_gradients_equal_transformers(compare: Callable[..., Non
     logits = ours.llm.logits(ours(batch).hidden).reshape(2, 12, -1)
     labels = batch.labels.reshape(2, 12)
     reference = theirs(input_ids=ids, pixel_values=images, labels=labels)
-    compare("LLaVA-1.5, logits", logits, reference.logits, 1e-5)
+    differences(CLASS, "logits", logits, reference.logits, 1e-5)
     losses = NextToken()(ours, batch)
     loss = losses.sums["lm"] / losses.counts["lm"]
-    compare("LLaVA-1.5, loss", loss, reference.loss, 1e-5)
+    differences(CLASS, "loss", loss, reference.loss, 1e-5)
     loss.backward()
     reference.loss.backward()
     for name, index in (("linear_1", 0), ("linear_2", 2)):
         mine = ours.inputs["image"].connector[index].weight.grad
         other = getattr(theirs.model.multi_modal_projector, name).weight.grad
-        torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-4)
+        differences(CLASS, "connector gradients", mine, other, 1e-6, 1e-4)
 
 
-def test_generation_equals_transformers(same_tokens: Callable[..., None]) -> None:
+def test_generation_equals_transformers(differences: Differences) -> None:
     ours, theirs = pair()
     ids = torch.randint(3, 250, (1, 9))
     ids[:, 2:6] = IMAGE_TOKEN
@@ -95,4 +95,4 @@ def test_generation_equals_transformers(same_tokens: Callable[..., None]) -> Non
     from mmexp.llm import Sampling
 
     text = ours.generate(batch, tokenizer, Sampling(max_new_tokens=6))
-    same_tokens("LLaVA-1.5, greedy text", text, [tokenizer.decode(reference, skip_special_tokens=True).strip()])
+    differences.tokens(CLASS, "greedy text", text, [tokenizer.decode(reference, skip_special_tokens=True).strip()])
