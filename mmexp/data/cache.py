@@ -186,8 +186,8 @@ class FeatureStore:
             if changed == self._seen:
                 return
             names = [entry.name for entry in os.scandir(self.folder) if entry.name.endswith(_SUFFIX)]
-        except FileNotFoundError:
-            return
+        except OSError:
+            return  # no folder yet, or none that can be read
         self._seen = changed if time.time_ns() - changed > _SETTLED_NS else 0
         for name in sorted(set(names) - self._files):
             self._files.add(name)
