@@ -80,7 +80,9 @@ def test_many_shards_and_nothing_twice(tmp_path: Path) -> None:
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path / "a"), str(first)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", WRITER, str(tmp_path / "a"), str(first)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         for first in (0, 100, 300)
     ]

@@ -45,7 +45,9 @@ def counts(job: StageJob) -> tuple[int, int]:
 
 def results(job: StageJob) -> tuple[list[float], dict[str, torch.Tensor]]:
     lines = (job.run.path / "metrics.jsonl").read_text().splitlines()
-    weights = {f"{f.name} {key}": each for f in job.run.weights.glob("*.safetensors") for key, each in load_file(f).items()}
+    weights = {
+        f"{f.name} {key}": each for f in job.run.weights.glob("*.safetensors") for key, each in load_file(f).items()
+    }
     return [json.loads(line)["train/loss"] for line in lines], weights
 
 
