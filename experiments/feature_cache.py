@@ -45,7 +45,8 @@ from transformers import CLIPImageProcessor
 
 from mmexp.connector import QformerConfig, ResamplerConfig
 from mmexp.contracts import Item, Medium, Turn
-from mmexp.data.cache import FeatureStore, forget_files
+from mmexp.data.cache import FeatureStore
+from mmexp.data.content import forget_files
 from mmexp.encoder import ImageTransform
 from mmexp.engine.features import keep
 from mmexp.prompt.media import SampleMedia
@@ -55,7 +56,8 @@ FILLING, KEPT = "mmexp, filling", "mmexp, kept features"
 BATCH, NUM_PICTURES = 8, 8
 FEW = {
     "qformer": QformerConfig(num_queries=32, width=384, num_layers=4, num_heads=6, ffn_width=1536),
-    "resampler": ResamplerConfig(num_queries=36),
+    "resampler36": ResamplerConfig(num_queries=36),
+    "resampler16": ResamplerConfig(num_queries=16),
 }
 """Connectors with few soft tokens."""
 CASES = {"mlp": 2.3, **dict.fromkeys(FEW, 2.4)}
@@ -63,10 +65,11 @@ CASES = {"mlp": 2.3, **dict.fromkeys(FEW, 2.4)}
 HEAD = """# What are kept features worth?
 Made by `python experiments/feature_cache.py`, which says how; nothing is timed that is not exact. Stage 1 of `small` (a
 ViT of 12 layers and 384 at 224 px in patches of 16, a Llama of 8 layers and 512, vocabulary 32,000, float32). `mlp` has
-196 soft tokens a picture, `qformer` (4 layers of 384) 32, `resampler` 36. Wanted: with the MLP at least 2.3 times
-transformers, with few soft tokens at least 2.4 times our own epoch without kept features. `reading` goes from JPEG
-files to what the model is given, `steps` from there to the optimizer. Ratios are medians of rounds with the lowest and
-highest, of process CPU time on a machine that others load at the same time.
+196 soft tokens a picture, `qformer` (4 layers of 384) 32, `resampler36` and `resampler16` what they say. Wanted: with
+the MLP at least 2.3 times transformers, with few soft tokens at least 2.4 times our own epoch without kept features.
+`reading` goes from JPEG files to what the model is given, `steps` from there to the optimizer; `filling` also writes
+the features. Ratios are medians of rounds with the lowest and highest, of process CPU time on a machine that others
+load at the same time.
 """
 
 
@@ -87,7 +90,9 @@ class Cell:
             theirs = build_theirs(self.shape)
             for mine, other in counterparts(ours, theirs):
                 mine.load_state_dict(other.state_dict(), strict=False)
-            self.models |= {THEIRS: theirs, FILLING: ours}
+            self.models[THEIRS] = theirs
+        else:
+            self.models[FILLING] = ours
         for model in {id(model): model for model in self.models.values()}.values():
             freeze(model, 1)
         self.encoder, self.stored = branch.encoder.eval(), folder / "kept"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmexp.contracts import Dataset
+from mmexp.data.cache import FeatureStore
 from mmexp.engine.chain import load_starts
 from mmexp.engine.features import FeatureCache, keep, trunk_of
 from mmexp.engine.module import computes_in_bfloat16
@@ -45,6 +46,15 @@ class Filled:
     folders: list[Path] = field(default_factory=list)
     closed: str = ""
     """Why not everything was kept; empty where it was."""
+
+    def finish(self, stores: Iterable[FeatureStore]) -> None:
+        """Writes what waits, and adds up what the stores have done."""
+        for store in stores:
+            store.flush()
+            self.num_written += store.num_written
+            self.bytes_written += store.bytes_written
+            self.folders.append(store.folder)
+            self.closed = self.closed or store.closed
 
 
 def fill(job: StageJob, console: Console) -> Filled:
@@ -86,12 +96,7 @@ def fill(job: StageJob, console: Console) -> Filled:
         if queue:
             _encode(queue, trunks[modality], features, trainer)
             filled.num_encoded += len(queue)
-    for store in features.stores.values():
-        store.flush()
-        filled.num_written += store.num_written
-        filled.bytes_written += store.bytes_written
-        filled.folders.append(store.folder)
-        filled.closed = filled.closed or store.closed
+    filled.finish(features.stores.values())
     filled.seconds = time.monotonic() - started
     return filled
 

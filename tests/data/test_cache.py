@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmexp.data.cache import FeatureStore, content_key
+from mmexp.data.cache import FeatureStore
+from mmexp.data.content import content_key
 
 WRITER = """
 import sys, torch
@@ -98,6 +99,23 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     for number in range(500):
         assert torch.equal(store.get(f"k{number}"), torch.full((4, 8), float(number)))
     assert not list((tmp_path / "a").glob(".*")), "no temporary file is left"
+
+
+def test_a_killed_writer_leaves_whole_shards_only(tmp_path: Path, caplog) -> None:
+    for first in range(0, 1000, 200):
+        command = [sys.executable, "-c", WRITER, str(tmp_path / "a"), str(first)]
+        writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        writer.stdout.readline()
+        writer.stdin.write(b"\n")
+        writer.stdin.flush()
+        time.sleep(first / 200 * 0.01)
+        writer.kill()
+        writer.communicate()
+    store = FeatureStore(tmp_path / "a", 1e9)
+    with caplog.at_level(logging.WARNING):
+        found = {number: store.get(f"k{number}") for number in range(1000)}
+    assert not caplog.text
+    assert all(torch.equal(each, torch.full((4, 8), float(n))) for n, each in found.items() if each is not None)
 
 
 def cut(data: bytes) -> bytes:
