@@ -193,8 +193,8 @@ def their_processor() -> CLIPImageProcessor:
     return CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
 
 
-def measure(case: str, rounds: int) -> dict[str, Any]:
-    """Per variant its seconds of reading and of steps in every round."""
+def measure(case: str, rounds: int, seconds: dict[str, list[tuple[float, float]]]) -> Iterator[dict[str, Any]]:
+    """After every round, per variant its seconds of reading and of steps in all of them, `seconds` included."""
     with tempfile.TemporaryDirectory() as folder:
         cell = Cell(case, Path(folder))
         size = cell.fill()
@@ -202,12 +202,11 @@ def measure(case: str, rounds: int) -> dict[str, Any]:
         names = list(cell.models)
         for name in names:
             cell.epoch(name)
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for number in range(rounds):
             for name in names if number % 2 else reversed(names):
-                seconds[name].append(cell.epoch(name))
+                seconds.setdefault(name, []).append(cell.epoch(name))
             print(case, number, {name: round(sum(each[-1]), 2) for name, each in seconds.items()}, flush=True)
-    return {"seconds": seconds, "bytes": size}
+            yield {"seconds": seconds, "bytes": size}
 
 
 def ratios(seconds: dict[str, Any], name: str, base: str, part: slice = slice(None)) -> list[float]:
@@ -245,12 +244,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*", help=", ".join(CASES))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--more", action="store_true", help="add to the rounds that are there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
     for case in options.cases or CASES:
-        figures[case] = measure(case, options.rounds)
-        FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
+        before = figures[case]["seconds"] if options.more and case in figures else {}
+        for found in measure(case, options.rounds, before):
+            figures[case] = found
+            FIGURES.write_text(json.dumps(figures) + "\n")
+            write_page(figures)
+
+
+def write_page(figures: dict[str, Any]) -> None:
+    """Writes what has been measured so far."""
     lines = [f"torch {version('torch')}, transformers {version('transformers')}.\n"]
     lines.append("| case | variant | rounds | reading | steps | epoch over transformers | steps over transformers "
                  "| epoch over mmexp | steps over mmexp |")  # fmt: skip
