@@ -84,14 +84,21 @@ def make_items(shape: Shape, stage: int, count: int, seed: int = 0) -> list[Item
 
 
 def make_item(
-    shape: Shape, words: int, turns: int, has_picture: bool, all_supervised: bool, name: str, generator: torch.Generator
+    shape: Shape,
+    words: int,
+    turns: int,
+    has_picture: bool,
+    all_supervised: bool,
+    name: str,
+    generator: torch.Generator,
+    num_slots: int = SLOTS,
 ) -> Item:
-    """A start token, a picture perhaps, and `words` tokens in turns whose second halves are answers."""
+    """A start token, a picture of `num_slots` perhaps, and `words` tokens in turns whose second halves are answers."""
     text = torch.randint(3, shape.vocabulary - 1, (words,), generator=generator)
     place = torch.arange(words) % max(2, words // turns)
     answers = place >= max(2, words // turns) // 2
     labels = text if all_supervised else text.masked_fill(~answers, IGNORE)
-    slots = SLOTS if has_picture else 0
+    slots = num_slots if has_picture else 0
     head, blank = torch.tensor([1]), torch.zeros(slots, dtype=torch.long)
     return Item(
         id=name,

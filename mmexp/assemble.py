@@ -138,6 +138,7 @@ class Experiment:
             shuffle_window=spine.processor.shuffle_window,
             packing_window=spine.processor.packing_window,
             cache=Path(spine.paths.cache),
+            feature_cache_gb=spine.processor.feature_cache_gb if spine.processor.feature_cache != "none" else None,
             log_ids=spine.processor.log_ids,
             worker_timeout_s=spine.processor.worker_timeout_s,
             inexact=spine.inexact_resume,
@@ -264,7 +265,7 @@ def _require_same(saved: Any, plain: Mapping[str, Any], run: RunDir, inexact: bo
     An inexact resume may also have other data, another seed and other micro-batches; its checkpoint says what differs.
     """
     ignored = ("paths", "logger", "trainer", *(("data", "seed") if inexact else ()))
-    free = ("num_workers", "check_rows", "log_ids", "worker_timeout_s")
+    free = ("num_workers", "feature_cache", "feature_cache_gb", "check_rows", "log_ids", "worker_timeout_s")
 
     def bound(settings: Mapping[str, Any], key: str) -> Any:
         value = settings.get(key)

@@ -139,6 +139,12 @@ class Item:
     blend: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     """Per modality the shares of the soft tokens in `gather` that a slot is mixed from, float32[slots, 4]; absent where
     every slot holds one."""
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Per modality the name of each medium in the feature cache, empty for one that cannot be named; absent without a
+    cache."""
+    hits: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    """Per modality whether a medium's entry of `media` is its features from the cache, float[P, E] or float[views, P,
+    E], instead of its values; absent without a cache."""
     num_dropped_turns: int = 0
     """Turns cut from the end because the sample was longer than the limit."""
     num_cut_tokens: int = 0
@@ -178,7 +184,17 @@ class Batch:
     slots: Mapping[str, Tensor] = field(default_factory=dict)
     """Per modality bool[B, T]: where soft tokens go."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
-    """Per modality float[M, ...], in the order of their slots. A medium of several views takes several of the M."""
+    """Per modality float[M, ...], in the order of their slots. A medium of several views takes several of the M.
+    Those of the M that are in `features` are not in here."""
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per modality what the encoder would make of some of the M, float[F, P, E], from the feature cache."""
+    order: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per modality int64[M]: where each of the M stands in the features of `media` followed by `features`; absent where
+    one of the two is empty."""
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """As `Item.keys`, of all media in the order of their slots."""
+    hits: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    """As `Item.hits`, of all media in the order of their slots."""
     slot_lengths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Per modality the number of slots of each medium."""
     media_owners: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -218,9 +234,15 @@ class Batch:
             positions=self.positions.to(device, non_blocking=non_blocking),
             slots=move(self.slots),
             media=move(self.media),
+            features=move(self.features),
+            order=move(self.order),
             gather=move(self.gather),
             blend=move(self.blend),
         )
+
+    def encodes(self, modality: str) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What the branch of a modality encodes and what it is spared: `media`, `features` and `order`."""
+        return self.media.get(modality), self.features.get(modality), self.order.get(modality)
 
     def spans(self) -> Iterator[tuple[int, int, int]]:
         """Row, start and end of every segment, in the order of `ids`."""

@@ -20,11 +20,27 @@ from mmexp.report import Example, Kind, write_data_page
 
 if TYPE_CHECKING:
     from mmexp.data.fetch import Found
+    from mmexp.engine.fill import Filled
 
 NUM_EXAMPLES = 12
 """Rows shown of each kind of problem."""
 _EDGES = (0, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 Rows = list[dict[str, Any]]
+
+
+def cache_rows(filled: Filled) -> Rows:
+    """What filling the feature cache came to."""
+    speed = f"{filled.num_encoded / max(filled.seconds, 1e-9):.1f} a second" if filled.num_encoded else "-"
+    facts = {
+        "pictures": f"{filled.num_media:,}",
+        "were there already": f"{filled.num_hits:,}",
+        "encoded": f"{filled.num_encoded:,}",
+        "cannot be read": f"{filled.num_unreadable:,}",
+        "neither files nor bytes": f"{filled.num_unnamed:,}",
+        "written": f"{filled.num_written:,} pictures, {filled.bytes_written:,} bytes",
+        "seconds": f"{filled.seconds:.1f} ({speed})",
+    }
+    return [{"what": name, "value": value} for name, value in facts.items()]
 
 
 def problem_rows(report: Inspection) -> Rows:

@@ -55,6 +55,21 @@ def test_stats_and_conversions(folder: Path) -> None:
     assert code == 0, out + err
 
 
+def test_cache_is_filled_ahead_and_found_again(folder: Path) -> None:
+    own = [*TINY, "stage=align", "logger=none", "paths.cache=c"]
+    for encoded, there in ((6, 0), (0, 6)):
+        code, out, err = run("cache", *own, cwd=folder)
+        assert code == 0, err
+        facts = dict(line.strip("│ ").split("│") for line in out.splitlines() if line.startswith("│"))
+        facts = {name.strip(): value.split()[0] for name, value in facts.items()}
+        assert (facts["pictures"], facts["encoded"], facts["were there already"]) == ("6", str(encoded), str(there))
+    assert len(list(folder.glob("c/features/*/*.safetensors"))) == 1
+    code, out, err = run("cache", *own, "stage.policy.encoder=full", cwd=folder)
+    assert (code, "processor.feature_cache=none" in err) == (2, True), out + err
+    code, out, err = run("cache", *own, "paths.cache=d", "processor.feature_cache_gb=1e-9", cwd=folder)
+    assert (code, "is full" in out) == (1, True), out + err
+
+
 def test_fetch_lists_what_a_recipe_needs(tmp_path: Path) -> None:
     code, out, err = run("fetch", "recipe=llava15", "download=false", cwd=tmp_path)
     assert code == 1, err

@@ -32,7 +32,7 @@ class PathsConfig:
     data: str = "data"
     """Where published datasets are expected."""
     cache: str = "outputs/cache"
-    """What was counted or computed once and may be deleted: token lengths."""
+    """What was counted or computed once and may be deleted: token lengths, features of frozen encoders."""
     models: str | None = None
     """Folder in which a hub id `owner/name` is looked for first; null goes to the Hugging Face cache."""
     parts: str = ""
@@ -102,6 +102,11 @@ class ProcessorConfig:
     """Samples that are packed together."""
     log_ids: bool = False
     """Whether data_order.jsonl in the run directory lists the samples of every micro-batch."""
+    feature_cache: Literal["none", "read_write"] = "none"
+    """Whether what a frozen encoder makes of a picture is kept below `paths.cache` and read again by every run with the
+    same pictures, transform, encoder weights, precision and kind of device; such a picture is not even decoded."""
+    feature_cache_gb: float = 50.0
+    """Largest size of all kept features in GB; what is beyond it is encoded every time."""
     num_workers: int = 0
     """Processes that load data."""
     worker_timeout_s: float = 300
@@ -110,10 +115,13 @@ class ProcessorConfig:
     """Rows that are tokenised before training to see that they supervise something."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a cap that is no share."""
+        """Raises ConfigError for a cap that is no share, or no size."""
         if not 0 <= self.bad_media_cap <= 1:
             raise ConfigError(f"{self.bad_media_cap}", expected="a share, 0 to 1", where="bad_media_cap",
                               fix="0.001 is one sample in a thousand")  # fmt: skip
+        if self.feature_cache_gb <= 0:
+            raise ConfigError(f"{self.feature_cache_gb:g}", expected="more than 0 GB", where="feature_cache_gb",
+                              fix="feature_cache=none keeps nothing")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,36 @@ def storage_errors(policy: Mapping[str, Any], llm: Any) -> list[MmexpError]:
     return errors
 
 
+def cache_errors(stage: StageConfig, encoder: Any) -> list[MmexpError]:
+    """What makes features that were kept wrong: an encoder that trains (or its trunk, where it has one), or whose
+    dropout is active."""
+    setting = "processor.feature_cache=read_write"
+    tree, place = stage.policy.get("encoder"), "stage.policy.encoder"
+    trunk = getattr(encoder, "trunk", None)
+    if isinstance(tree, Mapping) and trunk in tree:
+        tree, place = tree[trunk], f"{place}.{trunk}"
+    trained = [(leaf, where) for leaf in ("full", "lora") for where in _leaves(tree, place, leaf)]
+    errors: list[MmexpError] = [
+        ConfigError(
+            f"{leaf}, but {setting}",
+            expected="a frozen encoder: features that were kept are wrong as soon as its weights move",
+            where=where,
+            fix=f"processor.feature_cache=none, or {where}=frozen",
+        )
+        for leaf, where in trained
+    ]
+    if "encoder" in stage.live_dropout:
+        errors.append(
+            ConfigError(
+                f"encoder, but {setting}",
+                expected="an encoder that makes the same features each time",
+                where="stage.live_dropout",
+                fix="processor.feature_cache=none, or stage.live_dropout without it",
+            )
+        )
+    return errors
+
+
 def _leaves(tree: Any, where: str, wanted: str) -> list[str]:
     """Where in a policy tree a leaf stands."""
     if isinstance(tree, Mapping):

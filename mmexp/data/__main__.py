@@ -105,6 +105,26 @@ def caption(invocation: Invocation) -> None:
     console.print(f"{report['kept']} of {report['rows']} descriptions written to {place}", soft_wrap=True)
 
 
+def cache(invocation: Invocation) -> None:
+    """Encodes the pictures of a run with its frozen encoder: training then finds their features. Exit code 1: full."""
+    from pathlib import Path
+
+    from mmexp.assemble import experiment
+    from mmexp.engine import RunDir, console, setup_logging
+    from mmexp.engine.fill import fill
+    from mmexp.present_data import cache_rows
+    from mmexp.report import plan_table
+
+    setup_logging()
+    exp = experiment(invocation)
+    filled = fill(exp.job(RunDir(Path(exp.checked.spine.paths.outputs))), console)
+    console.print(plan_table(cache_rows(filled)))
+    for folder in filled.folders:
+        console.print(f"features  {folder}", soft_wrap=True)
+    if filled.closed:
+        raise SystemExit(1)
+
+
 def _inspect(invocation: Invocation) -> tuple[Inspection, DataCheckConfig]:
     from mmexp.assemble import experiment
     from mmexp.data.inspect import inspect_data
@@ -127,6 +147,7 @@ COMMANDS: dict[str, tuple[Callable[[Invocation], None], str]] = {
     "convert": (convert, "data_convert"),
     "fetch": (fetch, "data_fetch"),
     "caption": (caption, "data_caption"),
+    "cache": (cache, "data_cache"),
 }
 """Per command what it does, and its primary configuration."""
 

@@ -109,10 +109,13 @@ def _prompt_length(item: Item) -> int:
 
 
 def _stack_media(items: Sequence[Item]) -> dict[str, Any]:
-    """`media`, `slot_lengths`, `media_owners`, `views`, `gather` and `blend`, in the order of the slots."""
+    """`slot_lengths`, `media_owners`, `views`, `gather` and `blend`, in the order of the slots; and what
+    `_values_and_features` makes of the media."""
     import torch
 
     values: dict[str, list[Tensor]] = {}
+    keys: dict[str, tuple[str, ...]] = {}
+    hits: dict[str, tuple[bool, ...]] = {}
     lengths: dict[str, tuple[int, ...]] = {}
     owners: dict[str, tuple[str, ...]] = {}
     views: dict[str, tuple[int, ...]] = {}
@@ -129,21 +132,51 @@ def _stack_media(items: Sequence[Item]) -> dict[str, Any]:
             owners[modality] = owners.get(modality, ()) + (item.id,) * len(media)
             if modality in item.views:
                 views[modality] = views.get(modality, ()) + item.views[modality]
+            if modality in item.keys:
+                keys[modality] = keys.get(modality, ()) + item.keys[modality]
+                hits[modality] = hits.get(modality, ()) + item.hits[modality]
         for run in item.runs:
             lengths[run.modality] = (*lengths.get(run.modality, ()), run.length)
+    joined: dict[str, dict[str, Tensor]] = {"media": {}, "features": {}, "order": {}}
     for modality, tensors in values.items():
-        one = slice(1 if modality in views else 0, None)  # the number of views may differ
-        odd = next((index for index, v in enumerate(tensors) if v.shape[one] != tensors[0].shape[one]), None)
-        if odd is not None:
-            raise DataError(
-                f"{modality} of shape {tuple(tensors[odd].shape)} beside {tuple(tensors[0].shape)}",
-                expected="one shape for all media of a batch",
-                where=f"samples {owners[modality][odd]!r} and {owners[modality][0]!r}",
-                fix="check the encoder's transform",
-            )
-    joined = {modality: (torch.cat if modality in views else torch.stack)(each) for modality, each in values.items()}
-    places = {"gather": _cat(gather), "blend": _cat(blend)}
-    return {"media": joined, "slot_lengths": lengths, "media_owners": owners, "views": views, **places}
+        are_features = hits.get(modality, (False,) * len(tensors))
+        found = _values_and_features(modality, tensors, are_features, owners[modality], modality in views)
+        for name, tensor in found.items():
+            joined[name][modality] = tensor
+    places = {"gather": _cat(gather), "blend": _cat(blend), "keys": keys, "hits": hits}
+    return {"slot_lengths": lengths, "media_owners": owners, "views": views, **joined, **places}
+
+
+def _values_and_features(
+    modality: str, tensors: Sequence[Tensor], are_features: Sequence[bool], owners: Sequence[str], has_views: bool
+) -> dict[str, Tensor]:
+    """`media`, `features` and `order` of one modality, as far as the batch has them."""
+    import torch
+
+    found: dict[str, Tensor] = {}
+    for name, wanted in (("media", False), ("features", True)):
+        chosen = [number for number, kept in enumerate(are_features) if kept == wanted]
+        if chosen:
+            _check_shapes(modality, [tensors[n] for n in chosen], [owners[n] for n in chosen], has_views)
+            found[name] = (torch.cat if has_views else torch.stack)([tensors[n] for n in chosen])
+    if len(found) == 2:
+        counts = [len(tensor) if has_views else 1 for tensor in tensors]
+        is_feature = torch.tensor(are_features).repeat_interleave(torch.tensor(counts))
+        later, earlier = is_feature.cumsum(0) - 1, (~is_feature).cumsum(0) - 1
+        found["order"] = torch.where(is_feature, len(found["media"]) + later, earlier)
+    return found
+
+
+def _check_shapes(modality: str, tensors: Sequence[Tensor], owners: Sequence[str], has_views: bool) -> None:
+    one = slice(1 if has_views else 0, None)  # the number of views may differ
+    odd = next((index for index, v in enumerate(tensors) if v.shape[one] != tensors[0].shape[one]), None)
+    if odd is not None:
+        raise DataError(
+            f"{modality} of shape {tuple(tensors[odd].shape)} beside {tuple(tensors[0].shape)}",
+            expected="one shape for all media of a batch",
+            where=f"samples {owners[odd]!r} and {owners[0]!r}",
+            fix="check the encoder's transform",
+        )
 
 
 def _cat(pieces: dict[str, list[Tensor]]) -> dict[str, Tensor]:

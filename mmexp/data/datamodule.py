@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from mmexp.data.dataset import BAD_MEDIA, CAPS, DropCounts, Dropped, TrainingDat
 from mmexp.data.order import draws_of
 from mmexp.data.sampler import RunOrder, RunSampler
 from mmexp.errors import CheckpointError, DataError, MmexpError
-from mmexp.prompt import Processor
+from mmexp.prompt import FeatureLookup, Processor
 
 WORKER_TIMEOUT_S = 300
 """A worker that gives nothing for so long is stuck; without a timeout the run would wait for ever."""
@@ -68,6 +68,8 @@ class MultimodalDataModule(LightningDataModule):
         self.micro_batch_size, self.num_micro_batches = micro_batch_size, num_micro_batches
         self.seed, self.num_workers = seed, num_workers
         self.order = order or RunOrder(draws_of(dataset, seed))
+        self.features: Mapping[str, FeatureLookup] = {}
+        """Per modality features that were kept; set it before the loader is made."""
         self.position = 0
         """Micro-batches trained so far."""
         self.num_positions = self.num_tokens = 0
@@ -98,7 +100,7 @@ class MultimodalDataModule(LightningDataModule):
             world_size=self._world_size,
         )
         return _Loader(
-            _Carrying(TrainingData(self.dataset, self.processor)),
+            _Carrying(TrainingData(self.dataset, self.processor, self.features)),
             batch_sampler=sampler,
             collate_fn=_CarryingCollator(self.collator),
             num_workers=self.num_workers,

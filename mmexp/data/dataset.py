@@ -10,7 +10,7 @@ from typing import Any
 
 from mmexp.contracts import Batch, Dataset, Item, Sample
 from mmexp.errors import DataError
-from mmexp.prompt import BadMediaError, OutsideViewError, Processor, TooLongError
+from mmexp.prompt import BadMediaError, FeatureLookup, OutsideViewError, Processor, TooLongError
 
 TOO_LONG = "too_long"
 NO_SUPERVISION = "no_supervision"
@@ -45,6 +45,8 @@ class TrainingData:
 
     dataset: Dataset
     processor: Processor
+    features: Mapping[str, FeatureLookup] = field(default_factory=dict)
+    """Per modality features that were kept, so that their media need no decoding."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -53,7 +55,7 @@ class TrainingData:
         """Raises DataError for a sample that is broken; only the rules of `CAPS` may leave one out."""
         sample = self.dataset[index]
         try:
-            item = self.processor.encode(sample)
+            item = self.processor.encode(sample, self.features)
         except TooLongError:
             return Dropped(reason=TOO_LONG, id=sample.id, dataset=sample.dataset)
         except OutsideViewError:

@@ -13,14 +13,22 @@ if TYPE_CHECKING:
 
 
 class EncoderConfig(Protocol):
-    """One encoder as data. `spec` and `transform` read no weights."""
+    """One encoder as data. `spec` and `transform` read no weights.
+
+    An encoder whose last layers may train alone says so for the feature cache, which then keeps what comes before them:
+    its config names the child in a class variable `trunk`, and its module has that child as `trunk` and the rest as
+    `finish(output of trunk)`.
+    """
 
     def spec(self) -> EncoderSpec:
         """Width and patch grid."""
         ...
 
     def transform(self, fit: Fit) -> Callable[[Any], Tensor]:
-        """Picklable function from one raw medium to the values of one item; for images float32[3, S, S]."""
+        """Picklable function from one raw medium to the values of one item; for images float32[3, S, S].
+
+        For the feature cache it is a dataclass of plain values that does the same to a picture every time.
+        """
         ...
 
     def build(self) -> nn.Module:

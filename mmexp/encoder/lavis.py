@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -64,6 +64,7 @@ class LavisVisionConfig:
     """Channels between the two layers of an MLP."""
     patch_size_px: int = 14
     """Side of a patch."""
+    trunk: ClassVar[str] = "vit"
 
     def spec(self) -> EncoderSpec:
         self._check()
@@ -159,7 +160,16 @@ class LavisVision(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """float[M, 3, S, S] to float[M, P, E]."""
-        return self.ln_vision(self.vit(values))[:, self.drop :]
+        return self.finish(self.vit(values))
+
+    @property
+    def trunk(self) -> nn.Module:
+        """What comes before the layer that may train alone."""
+        return self.vit
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """float[M, 1 + P, E] of the trunk to float[M, P, E]."""
+        return self.ln_vision(hidden)[:, self.drop :]
 
 
 def _vision_state(file: Path) -> tuple[State, State]:

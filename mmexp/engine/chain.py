@@ -27,8 +27,13 @@ Start = RunDir | Path
 """A finished run, or a checkpoint of another program."""
 
 
-def load_starts(parts: Mapping[str, nn.Module], starts: Sequence[Start]) -> Changed:
+def load_starts(parts: Mapping[str, nn.Module], starts: Sequence[Start], *, is_whole: bool = True) -> Changed:
     """Puts the weights of every start into `parts`, one after the other.
+
+    Args:
+        parts: Parts of a model by name.
+        starts: Whose weights.
+        is_whole: Whether `parts` are all of the model; otherwise what runs have for others is passed over.
 
     Returns:
         What now differs from the base weights.
@@ -38,13 +43,13 @@ def load_starts(parts: Mapping[str, nn.Module], starts: Sequence[Start]) -> Chan
     """
     changed: Changed = {}
     for start in starts:
-        found = load_weights(parts, start) if isinstance(start, RunDir) else load_foreign(parts, start)
+        found = load_weights(parts, start, is_whole) if isinstance(start, RunDir) else load_foreign(parts, start)
         for part, names in found.items():
             changed.setdefault(part, set()).update(names)
     return changed
 
 
-def load_weights(parts: Mapping[str, nn.Module], run: RunDir) -> Changed:
+def load_weights(parts: Mapping[str, nn.Module], run: RunDir, is_whole: bool = True) -> Changed:
     """Puts what `run` handed on into `parts`: exactly, or not at all.
 
     Adapters are folded into the part's own weights, so the next stage may train them fully or add new ones. A part may
@@ -77,6 +82,8 @@ def load_weights(parts: Mapping[str, nn.Module], run: RunDir) -> Changed:
     changed: Changed = {}
     for entry in manifest["weights"]:
         name = entry["part"]
+        if name not in parts and not is_whole:
+            continue
         if name == "objective" and name not in parts:
             log.info("the heads of the loss stay behind: %s", run.path)
             continue  # another objective, and inference, have no use for them

@@ -26,6 +26,7 @@ from mmexp.engine import checkpoint
 from mmexp.engine.bad_samples import BadSamples
 from mmexp.engine.callbacks import Checkpoints, MetricsLog
 from mmexp.engine.chain import Start, save_weights
+from mmexp.engine.features import FeatureCache
 from mmexp.engine.heartbeat import Heartbeat, lost_process
 from mmexp.engine.manifest import RunDir
 from mmexp.engine.module import Recipe, TrainingModule
@@ -98,7 +99,9 @@ class StageJob:
     packing_window: int = 4096
     """Samples that are packed together."""
     cache: Path | None = None
-    """Folder that keeps token lengths; None counts them anew."""
+    """Folder that keeps token lengths and features; None counts lengths anew."""
+    feature_cache_gb: float | None = None
+    """Largest size of what is kept of frozen encoders' features; None keeps nothing."""
     log_ids: bool = False
     """Whether the samples of every micro-batch are written to data_order.jsonl."""
     bad_media_cap: float = 0.001
@@ -150,11 +153,13 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
     """
     started = time.monotonic()
     bad_samples = BadSamples(job.run.path / "bad_samples.jsonl")
+    features = FeatureCache.of(job)
     dataset = _checked_data(job, bad_samples)
     order = build_order(dataset, job.plan.processor, _order_settings(job))
     num_steps = job.num_steps(order)
     module = TrainingModule(job.plan, job.objective, job.optim, _recipe(job, num_steps), job.init_from)
     datamodule = _datamodule(job, dataset, order, num_steps)
+    module.features = features
     if is_main():
         checkpoint.sweep(job.run.checkpoints)
     resume = checkpoint.newest(job.run.checkpoints)
@@ -164,7 +169,7 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
     if resume:
         log.info("continuing from %s", resume.name)
     heartbeat = Heartbeat()
-    callbacks = [heartbeat, bad_samples, *_callbacks(job, on_start)]
+    callbacks = [heartbeat, bad_samples, *([features] if features else []), *_callbacks(job, on_start)]
     trainer = job.trainer.build(job.run.path, num_steps, job.accumulate, callbacks, _loggers(job))
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
@@ -180,7 +185,8 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
         raise
     module = plain_module(trainer, module)
     if is_main():
-        _finish(job, module, datamodule, step=trainer.global_step, train_s=round(time.monotonic() - started, 1))
+        kept = {"feature_cache": features.found} if features else {}
+        _finish(job, module, datamodule, **kept, step=trainer.global_step, train_s=round(time.monotonic() - started, 1))
     return module.eval()
 
 

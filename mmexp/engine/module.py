@@ -28,8 +28,10 @@ from mmexp.llm import quantize_llm, require_library
 from mmexp.tuning import LoraSettings, TrainedPart, apply_policy, describe, parameter_groups, store_frozen
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from torch import Tensor, nn
 
+    from mmexp.engine.features import FeatureCache
     from mmexp.model import MultimodalModel, Plan
     from mmexp.objective import ObjectiveConfig
 
@@ -115,6 +117,8 @@ class TrainingModule(LightningModule):
         self.changed: Changed = {}
         self.frozen = ""
         """Fingerprint of the weights that do not train."""
+        self.features: FeatureCache | None = None
+        """Keeps what frozen encoders make of pictures; set it before the model is built."""
         self.latest: Losses | None = None
         """Losses of the last micro-batch, for the log."""
         self.last_norm = 0.0
@@ -164,10 +168,12 @@ class TrainingModule(LightningModule):
         self.frozen = fingerprint(self.model)
         strategy = self._trainer.strategy if self._trainer else None  # without a Trainer the property raises
         is_sharded = isinstance(strategy, ShardedStrategy)
-        if recipe.cast_frozen and not is_sharded and self._computes_in_bfloat16():
+        if recipe.cast_frozen and not is_sharded and computes_in_bfloat16(self._trainer):
             freed = store_frozen(self.parts(), torch.bfloat16, self.changed)
             self.has_cast = freed > 0
             log.info("frozen matrices are stored in bfloat16: %.1f MB less", freed / 2**20)
+        if self.features is not None:
+            self.features.open(self)
         set_up_blocks(self.parts(), recipe.gradient_checkpointing, recipe.compiled)
         if isinstance(strategy, ShardedStrategy):
             strategy.shard(self)
@@ -180,11 +186,6 @@ class TrainingModule(LightningModule):
         """Where the strategy will move the model; the module's own device without a trainer."""
         trainer = self._trainer
         return self.device if trainer is None else trainer.strategy.root_device
-
-    def _computes_in_bfloat16(self) -> bool:
-        """Whether the Trainer runs under plain autocast to bfloat16 (FSDP and DeepSpeed have their own ways)."""
-        plugin = self._trainer.precision_plugin if self._trainer is not None else None
-        return type(plugin) is MixedPrecision and plugin.precision == "bf16-mixed"
 
     def parts(self) -> dict[str, nn.Module]:
         """Encoder, connector, llm, ... and `objective` when it owns weights."""
@@ -274,6 +275,12 @@ class TrainingModule(LightningModule):
         if not hasattr(self, "_trained_parameters"):
             self._trained_parameters = [p for p in self.parameters() if p.requires_grad]
         return self._trained_parameters
+
+
+def computes_in_bfloat16(trainer: Trainer | None) -> bool:
+    """Whether the Trainer runs under plain autocast to bfloat16 (FSDP and DeepSpeed have their own ways)."""
+    plugin = trainer.precision_plugin if trainer is not None else None
+    return type(plugin) is MixedPrecision and plugin.precision == "bf16-mixed"
 
 
 def _seed(seed: int, device: torch.device) -> None:

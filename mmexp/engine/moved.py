@@ -43,7 +43,7 @@ class MovedCheck(Callback):
     def on_train_batch_end(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, trainer: Trainer, pl_module: TrainingModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._media |= batch.media.keys() if self._had_lr else set()
+        self._media |= batch.media_owners.keys() if self._had_lr else set()
         if trainer.fit_loop._should_accumulate():
             return
         if self._had_lr and pl_module.num_skipped == 0:

@@ -113,7 +113,7 @@ def _require_exact(missing: set[str], beyond: set[str], kind: str, where: str) -
     lines += [f"{len(beyond)} that nothing here takes: {', '.join(sorted(beyond)[:4])}"] if beyond else []
     if lines:
         raise CheckpointError("; ".join(lines), expected=f"exactly the weights of {kind}", where=where,
-                              fix="a whole copy of the checkpoint, with the config.json that belongs to it")  # fmt: skip
+                              fix="a whole copy of the checkpoint, with its own config.json")  # fmt: skip
 
 
 @contextmanager

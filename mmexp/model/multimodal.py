@@ -33,14 +33,29 @@ class Branch(nn.Module):
         self.connector = connector
         self.spec = spec
 
-    def forward(self, values: Tensor) -> Tensor:
-        """float[M, ...] to soft tokens float[M, N, D]."""
-        return self.connector(self.features(values))
+    def forward(self, values: Tensor | None, kept: Tensor | None = None, order: Tensor | None = None) -> Tensor:
+        """Soft tokens float[M, N, D] of what `encode` takes."""
+        return self.connector(self.features(values, kept, order))
 
-    def features(self, values: Tensor) -> Tensor:
-        """float[M, ...] to what the connector is given, float[M, P, E]."""
-        features = self.encoder(values)
+    def features(self, values: Tensor | None, kept: Tensor | None = None, order: Tensor | None = None) -> Tensor:
+        """What the connector is given, float[M, P, E], of what `encode` takes."""
+        features = self.encode(values, kept, order)
         return features.to(dtype_of(self.connector, features.dtype))
+
+    def encode(self, values: Tensor | None, kept: Tensor | None = None, order: Tensor | None = None) -> Tensor:
+        """The features of all M media, float[M, P, E].
+
+        Args:
+            values: Of the media that have to be encoded, float[M - F, ...]; None where all features are there.
+            kept: What this very encoder, or its trunk where it has one, made of others earlier, float[F, P, E].
+            order: int64[M], where each of the M stands in the features of `values` followed by `kept`; None where one
+                of the two is None.
+        """
+        if kept is None:
+            return self.encoder(values)
+        trunk, finish = getattr(self.encoder, "trunk", self.encoder), getattr(self.encoder, "finish", None)
+        outputs = kept if values is None else torch.cat([trunk(values), kept])[order]
+        return outputs if finish is None else finish(outputs)
 
     @property
     def newline(self) -> Tensor | None:
@@ -84,8 +99,8 @@ class MultimodalModel(nn.Module):
         embeds = self.llm.embed(batch.input_ids)
         soft: dict[str, Tensor] = {}
         for modality, branch in self._branches():
-            if modality in batch.media:
-                soft[modality] = branch(batch.media[modality])
+            if modality in batch.media_owners:
+                soft[modality] = branch(*batch.encodes(modality))
                 placed = soft[modality]
                 if modality in batch.gather:
                     placed = arrange(placed, batch.gather[modality], branch.newline, batch.blend.get(modality))

@@ -64,7 +64,7 @@ def image_features(model: MultimodalModel, batch: Batch) -> Tensor:
     if owners != batch.ids:
         odd = next((name for name in batch.ids if owners.count(name) != batch.ids.count(name)), batch.ids[0])
         raise DataError(f"{owners.count(odd)} images", expected="one image for each text", where=f"sample {odd}")
-    return branch.features(batch.media["image"])
+    return branch.features(*batch.encodes("image"))
 
 
 def texts_of(batch: Batch, longest: int) -> tuple[Tensor, Tensor]:

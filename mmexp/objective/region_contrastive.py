@@ -84,8 +84,8 @@ class RegionContrastive(nn.Module):
 
     def forward(self, model: MultimodalModel, batch: Batch) -> Losses:
         """Loss sums over pairs that are true, in both directions; the count is the number of such pairs."""
-        encoder: Any = model.inputs["image"].encoder
-        features = encoder(batch.media["image"])
+        branch: Any = model.inputs["image"]
+        features = branch.encode(*batch.encodes("image"))
         chosen: list[tuple[int, int]] = []
         statements: dict[tuple[Any, ...], int] = {}
         pairs: list[tuple[int, int]] = []

@@ -8,6 +8,7 @@ from mmexp.prompt.boxtext import BoxText
 from mmexp.prompt.encoded import Encoded
 from mmexp.prompt.image import BadMediaError, image_size, load_image
 from mmexp.prompt.jinja import to_jinja
+from mmexp.prompt.media import FeatureLookup
 from mmexp.prompt.processor import Layout, Processor, TooLongError, describe
 from mmexp.prompt.region import RegionFormat
 from mmexp.prompt.template import ChatTemplate
@@ -22,6 +23,7 @@ __all__ = [
     "ChatTemplate",
     "DynamicTiles",
     "Encoded",
+    "FeatureLookup",
     "Layout",
     "OutsideViewError",
     "Processor",

@@ -57,6 +57,23 @@ class ViewsTransform(SizedTransform, Protocol):
         ...
 
 
+class FeatureLookup(Protocol):
+    """Features of a frozen encoder that were kept, for one modality."""
+
+    def key(self, source: Any, num_media: int = 1) -> str:
+        """The name of a medium by its content, empty for one that has none.
+
+        Args:
+            source: As of `Medium`.
+            num_media: Media of the conversation where the transform depends on it, else 1.
+        """
+        ...
+
+    def get(self, key: str) -> Tensor | None:
+        """float[P, E], or float[views, P, E] of a medium of several views; None where nothing is kept."""
+        ...
+
+
 class Loaded(NamedTuple):
     """One medium, ready for an `Item`, whose fields these are."""
 
@@ -65,6 +82,10 @@ class Loaded(NamedTuple):
     """None for a medium that is one value."""
     gather: Tensor | None = None
     blend: Tensor | None = None
+    key: str | None = None
+    """None without a feature cache."""
+    hit: bool | None = None
+    """Whether `values` are features."""
 
 
 @dataclass
@@ -114,8 +135,12 @@ class SampleMedia:
         """The turns with their boxes relative to what the encoder sees. Raises as `map_regions`."""
         return map_regions(turns, self.window) if has_regions(turns) else turns
 
-    def load(self, medium: Medium) -> Loaded:
-        """The values of a medium, and how they become views and slots.
+    def load(self, medium: Medium, kept: FeatureLookup | None = None) -> Loaded:
+        """The values of a medium, and how they become views and slots; it is not decoded where its features are kept.
+
+        Args:
+            medium: One of the conversation.
+            kept: Features that were kept; None without a cache.
 
         Raises:
             BadMediaError: it cannot be read.
@@ -125,19 +150,30 @@ class SampleMedia:
         if load is None or transform is None:
             raise DataError(f"no loader or transform for {medium.modality!r}", where=self.where)
         count = self.count(medium.modality)
+        key = hit = features = None
+        if kept is not None:
+            key = kept.key(medium.source, count if isinstance(transform, ViewsTransform) else 1)
+            features = kept.get(key) if key else None
+            hit = features is not None
+        values = self._values(medium, load, transform, count) if features is None else features
+        if not isinstance(transform, ViewsTransform):
+            return Loaded(values, key=key, hit=hit)
+        size = self.size(medium)
+        slots = transform.gather(size, count), transform.blend(size, count)
+        return Loaded(values, transform.num_views(size, count), *slots, key, hit)
+
+    def _values(self, medium: Medium, load: Loader, transform: Callable[..., Tensor], count: int) -> Tensor:
+        """What the encoder sees of a medium."""
         sized = transform if isinstance(transform, SizedTransform) else None
         reduction = None if sized is None or self.exact else partial(sized.reduction, num_media=count)
         loaded, size = load(medium.source, self.where, reduction, self.backdrop)
+        self._sizes[id(medium.source)] = size
         try:
-            values = transform(loaded) if sized is None else sized(loaded, size, count)
+            return transform(loaded) if sized is None else sized(loaded, size, count)
         except MmexpError:
             raise
         except (ValueError, TypeError, OSError) as error:
             raise DataError(f"the {medium.modality} cannot be transformed ({error})", where=self.where) from error
-        if not isinstance(transform, ViewsTransform):
-            return Loaded(values)
-        slots = transform.gather(size, count), transform.blend(size, count)
-        return Loaded(values, transform.num_views(size, count), *slots)
 
     def window(self, number: int) -> Box:
         """What the view of a medium shows, by its number in reading order, in shares of the picture.

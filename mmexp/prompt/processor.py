@@ -11,7 +11,7 @@ from mmexp.errors import DataError
 from mmexp.prompt.boxtext import WHOLE, BoxText
 from mmexp.prompt.encoded import Encoded
 from mmexp.prompt.image import BadMediaError
-from mmexp.prompt.media import SampleMedia, SlotRule
+from mmexp.prompt.media import FeatureLookup, SampleMedia, SlotRule
 from mmexp.prompt.template import ChatTemplate
 from mmexp.prompt.tokenizer import SegmentTokenizer
 from mmexp.prompt.transparency import Colour
@@ -70,14 +70,18 @@ class Processor:
         """How boxes are written in answers: to read them back into the picture."""
         return BoxText(form=self.template.region, frame=self._frame)
 
-    def encode(self, sample: Sample) -> Item:
+    def encode(self, sample: Sample, kept: Mapping[str, FeatureLookup] | None = None) -> Item:
         """The sample with labels, for training. `Item.num_supervised` is 0 when nothing carries loss.
+
+        Args:
+            sample: What a reader returned.
+            kept: Per modality features of a frozen encoder; media that are in there are not decoded.
 
         Raises:
             TooLongError: not even the first exchange fits.
             DataError: no answer, roles out of order, or a medium that cannot be read.
         """
-        return self.load(self.layout(sample), sample)
+        return self.load(self.layout(sample), sample, kept)
 
     def encode_prompt(
         self,
@@ -105,7 +109,7 @@ class Processor:
         _check_roles(sample)
         if not turns or turns[-1].role == "assistant":
             raise DataError("nothing to answer", expected="a user turn at the end", where=describe(sample))
-        reader = self._reader(sample)
+        reader = self.reader(sample)
         encoded = self._encode(sample.turns, sample, reader, generation_prompt=True)
         if len(encoded.ids) > self.max_length_tokens:
             raise self._too_long(len(encoded.ids), sample)
@@ -126,7 +130,7 @@ class Processor:
                 fix="remove the row, or add the answer",
             )
         exchanges = _exchanges(sample.turns)
-        reader = self._reader(sample)
+        reader = self.reader(sample)
         encoded = self._encode(sample.turns, sample, reader)
         if len(encoded.ids) <= self.max_length_tokens:
             return Layout(encoded=encoded, media=_media(sample.turns), reader=reader)
@@ -146,9 +150,10 @@ class Processor:
         return Layout(encoded=best[0], media=_media(kept), num_dropped_turns=num_dropped, reader=reader)
 
     def _frame(self, sample: Sample, medium: int) -> Box:
-        return self._reader(sample).window(medium) if self.box_frame == "view" else WHOLE
+        return self.reader(sample).window(medium) if self.box_frame == "view" else WHOLE
 
-    def _reader(self, sample: Sample) -> SampleMedia:
+    def reader(self, sample: Sample) -> SampleMedia:
+        """What reads the media of a sample."""
         return SampleMedia(sample.turns, describe(sample), self.transforms, self.exact, self.backdrop)
 
     def _encode(
@@ -174,8 +179,8 @@ class Processor:
             fix="raise processor.max_length_tokens (up to what the LLM allows), or shorten the text",
         )
 
-    def load(self, layout: Layout, sample: Sample) -> Item:
-        """The item of a layout: its tokens, and its media decoded.
+    def load(self, layout: Layout, sample: Sample, kept: Mapping[str, FeatureLookup] | None = None) -> Item:
+        """The item of a layout: its tokens, and its media decoded, or the features that are `kept` of them.
 
         Raises:
             BadMediaError: a medium cannot be read.
@@ -191,18 +196,19 @@ class Processor:
             input_ids=input_ids,
             labels=input_ids.masked_fill(~supervised, IGNORE),
             runs=tuple(encoded.runs),
-            **_load(layout.media, layout.reader or self._reader(sample)),
+            **_load(layout.media, layout.reader or self.reader(sample), kept or {}),
             num_dropped_turns=layout.num_dropped_turns,
             num_cut_tokens=encoded.num_cut_tokens,
             meta=sample.meta,
         )
 
 
-def _load(media: Sequence[Medium], reader: SampleMedia) -> dict[str, Any]:
-    """`media`, `views`, `gather` and `blend` of an item."""
-    found: dict[str, dict[str, tuple[Any, ...]]] = {"media": {}, "views": {}, "gather": {}, "blend": {}}
+def _load(media: Sequence[Medium], reader: SampleMedia, kept: Mapping[str, FeatureLookup]) -> dict[str, Any]:
+    """`media`, `views`, `gather`, `blend`, `keys` and `hits` of an item."""
+    names = ("media", "views", "gather", "blend", "keys", "hits")
+    found: dict[str, dict[str, tuple[Any, ...]]] = {name: {} for name in names}
     for medium in media:
-        for by_modality, value in zip(found.values(), reader.load(medium), strict=True):
+        for by_modality, value in zip(found.values(), reader.load(medium, kept.get(medium.modality)), strict=True):
             if value is not None:
                 by_modality[medium.modality] = (*by_modality.get(medium.modality, ()), value)
     return found

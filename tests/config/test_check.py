@@ -76,6 +76,8 @@ def test_null_and_none_switch_a_choice_off(off: str) -> None:
         ("seed=1.5", "seed"),
         ("processor.image_fit=crp", "processor.image_fit"),
         ("processor.rows=flat", "processor.rows"),
+        ("processor.feature_cache=always", "processor.feature_cache"),
+        ("processor.feature_cache_gb=0", "processor.feature_cache_gb"),
         ("processor.bad_media_cap=1.5", "processor.bad_media_cap"),
         ("processor.bad_media_cap=-0.1", "processor.bad_media_cap"),
         ("paths.output=x", "paths.output"),
@@ -103,6 +105,32 @@ def test_null_and_none_switch_a_choice_off(off: str) -> None:
 )
 def test_one_mistake_is_one_message_with_its_path(override: str, where: str) -> None:
     assert list(mistakes(override)) == [where]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "settings", "where"),
+    [
+        ("tiny", ["stage.policy.encoder=full"], "stage.policy.encoder"),
+        ("tiny", ["stage.policy.encoder=lora"], "stage.policy.encoder"),
+        ("tiny", ["stage.policy.encoder={model:frozen,head:full}"], "stage.policy.encoder.head"),
+        ("tiny", ["stage.live_dropout=[encoder]"], "stage.live_dropout"),
+        ("blip2_vit_g", ["stage.policy.encoder={vit:full,ln_vision:full}"], "stage.policy.encoder.vit"),
+        ("blip2_vit_g", ["stage.policy.encoder={vit:frozen,ln_vision:full}"], None),
+        ("tiny", ["stage.policy.encoder=frozen"], None),
+    ],
+)
+def test_a_feature_cache_wants_a_frozen_encoder(encoder: str, settings: list[str], where: str | None) -> None:
+    given = [f"encoder={encoder}", "scale=paper", *settings]
+    invocation = run(*given)
+    check(invocation.cfg, invocation.registered)
+    cached = [*given, "processor.feature_cache=read_write"]
+    if where is None:
+        invocation = run(*cached)
+        assert check(invocation.cfg, invocation.registered).spine.processor.feature_cache == "read_write"
+    else:
+        found = mistakes(*cached)
+        assert list(found) == [where]
+        assert "try: processor.feature_cache=none" in found[where]
 
 
 def test_all_mistakes_at_once_with_what_to_try() -> None:

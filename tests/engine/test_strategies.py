@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,24 @@ def test_two_processes_equal_one(folder: Path, policy: str) -> None:
             assert found.keys() == expected.keys()
             for name, tensor in expected.items():
                 torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_fill_one_feature_cache_and_learn_as_without(folder: Path, tmp_path: Path) -> None:
+    two = (*STEP, "trainer.devices=2", "trainer.strategy=ddp", "stage.micro_batch_size=2")
+    kept = ("processor.feature_cache=read_write", f"paths.cache={tmp_path}")
+    runs = [Run(folder, "no_cache", *two), Run(folder, "cold", *two, *kept), Run(folder, "warm", *two, *kept)]
+    for run in runs:
+        run.finish()
+    counts = [json.loads((run.path / "manifest.json").read_text())["feature_cache"] for run in runs[1:]]
+    assert len(list(tmp_path.glob("features/*/*.safetensors"))) == 2, "each process has written"
+    assert counts[0]["written"] == counts[1]["hits"] == counts[0]["hits"] + counts[0]["misses"] > 0
+    assert counts[1]["misses"] == 0
+    for run in runs[1:]:
+        assert run.losses() == runs[0].losses()
+        for file in (runs[0].path / "weights").glob("*.safetensors"):
+            assert file.read_bytes() == (run.path / "weights" / file.name).read_bytes()
 
 
 def test_recomputed_and_compiled_blocks_change_neither_numbers_nor_names(make_job: Make) -> None:
