@@ -24,7 +24,7 @@ from mmexp.data import Collator, LlavaJsonConfig, MultimodalDataModule
 from mmexp.encoder import TinyVisionConfig
 from mmexp.engine import AdamWCosineConfig, RunDir, StageJob, TrainerConfig, fit
 from mmexp.engine import job as job_module
-from mmexp.engine.module import _mix, _seed
+from mmexp.engine.seeding import mix, seed_step
 from mmexp.llm import TinyLlmConfig
 from mmexp.model import InputPlan, Plan
 from mmexp.objective import NextTokenConfig
@@ -105,7 +105,7 @@ def bare(job: StageJob, steps: int) -> tuple[float, float]:
     for step in range(steps):
         if step == WARM_UP:
             began = time.process_time()
-        _seed(_mix(0, step), torch.device("cpu"))
+        seed_step(mix(0, step), torch.device("cpu"))
         losses = objective(model, next(batches))
         loss = losses.sums["lm"] / losses.counts["lm"]
         optimizer.zero_grad()

@@ -28,7 +28,7 @@ def train(invocation: Invocation) -> None:
     """The whole of a stage. A run that was finished before is left as it is."""
     from mmexp.assemble import experiment
     from mmexp.engine import Generator, console, fit, setup_logging
-    from mmexp.engine.job import peak_memory_mb
+    from mmexp.engine.fitting import peak_memory_mb
     from mmexp.engine.predict import evaluate_run
     from mmexp.engine.ranks import is_main
     from mmexp.engine.signals import stopping_at_once

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmexp.engine.chain import load_weights, save_weights
+    from mmexp.engine.fitting import fit
     from mmexp.engine.heartbeat import LostProcess
-    from mmexp.engine.job import StageJob, fit
+    from mmexp.engine.job import StageJob
     from mmexp.engine.log import console, setup_logging
     from mmexp.engine.manifest import RunDir, open_run_dir, provenance
-    from mmexp.engine.module import Recipe, TrainingModule
+    from mmexp.engine.module import TrainingModule
     from mmexp.engine.optim import AdamWCosineConfig
     from mmexp.engine.predict import Generator
+    from mmexp.engine.recipe import Recipe
     from mmexp.engine.signals import Interrupted
     from mmexp.engine.trackers import TensorBoardConfig, WandbConfig
     from mmexp.engine.trainer import TrainerConfig
@@ -25,7 +27,7 @@ _HOMES = {
     "Generator": "predict",
     "Interrupted": "signals",
     "LostProcess": "heartbeat",
-    "Recipe": "module",
+    "Recipe": "recipe",
     "RunDir": "manifest",
     "StageJob": "job",
     "TensorBoardConfig": "trackers",
@@ -33,7 +35,7 @@ _HOMES = {
     "TrainingModule": "module",
     "WandbConfig": "trackers",
     "console": "log",
-    "fit": "job",
+    "fit": "fitting",
     "load_weights": "chain",
     "open_run_dir": "manifest",
     "provenance": "manifest",

@@ -1,52 +1,24 @@
-"""One stage, from its parts to finished weights."""
+"""One stage as plain objects: what trains, on what, how."""
 
 from __future__ import annotations
 
-import logging
 import math
-import resource
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmexp.contracts import Dataset
-from mmexp.data import (
-    Collator,
-    MultimodalDataModule,
-    OrderSettings,
-    RunOrder,
-    build_order,
-    preflight,
-    require_trainable,
-)
-from mmexp.engine import checkpoint
-from mmexp.engine.bad_samples import BadSamples
-from mmexp.engine.callbacks import Checkpoints, MetricsLog
-from mmexp.engine.chain import Start, save_weights
-from mmexp.engine.features import FeatureCache
-from mmexp.engine.heartbeat import Heartbeat, lost_process
+from mmexp.data import RunOrder
+from mmexp.engine.chain import Start
 from mmexp.engine.manifest import RunDir
-from mmexp.engine.module import Recipe, TrainingModule
-from mmexp.engine.moved import MovedCheck
-from mmexp.engine.order_log import OrderLog
-from mmexp.engine.progress import TrainingProgress
-from mmexp.engine.ranks import is_main
-from mmexp.engine.record import ResumeRecord
-from mmexp.engine.signals import Interrupted, requeue
-from mmexp.engine.strategy import plain_module
 from mmexp.errors import ConfigError
-from mmexp.tuning import LoraSettings, TrainedPart
+from mmexp.tuning import LoraSettings
 
 if TYPE_CHECKING:
     from mmexp.engine.optim import AdamWCosineConfig
     from mmexp.engine.trainer import TrainerConfig
     from mmexp.model import Plan
     from mmexp.objective import ObjectiveConfig
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,191 +107,3 @@ class StageJob:
         if self.max_steps is not None:
             return self.max_steps
         return max(1, math.ceil(order.num_rows(self.epochs) / self.batch_size))
-
-
-def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> TrainingModule:
-    """Trains a stage, or continues it from its newest checkpoint, and writes the weights it hands on.
-
-    Args:
-        job: The stage.
-        on_start: Gets the table of what trains before the first step.
-
-    Returns:
-        The module, in eval mode.
-
-    Raises:
-        Interrupted: a signal asked to stop; the run is saved and can be continued.
-        LostProcess: another process of the job has died or does not answer.
-    """
-    started = time.monotonic()
-    bad_samples = BadSamples(job.run.path / "bad_samples.jsonl")
-    features = FeatureCache.of(job)
-    dataset = _checked_data(job, bad_samples)
-    order = build_order(dataset, job.plan.processor, _order_settings(job))
-    num_steps = job.num_steps(order)
-    module = TrainingModule(job.plan, job.objective, job.optim, _recipe(job, num_steps), job.init_from)
-    datamodule = _datamodule(job, dataset, order, num_steps)
-    module.features = features
-    if is_main():
-        checkpoint.sweep(job.run.checkpoints)
-    resume = checkpoint.newest(job.run.checkpoints)
-    derived = _derived(job, dataset, order, num_steps)
-    note = job.run.update_manifest if is_main() else _no_note
-    note(status="running", derived=derived, resumed_from=resume.name if resume else None)
-    if resume:
-        log.info("continuing from %s", resume.name)
-    heartbeat = Heartbeat()
-    callbacks = [heartbeat, bad_samples, *([features] if features else []), *_callbacks(job, on_start)]
-    trainer = job.trainer.build(job.run.path, num_steps, job.accumulate, callbacks, _loggers(job))
-    try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
-    except Interrupted as stop:
-        note(status="interrupted", step=stop.step)
-        if is_main():
-            requeue(job.run, stop)
-        raise
-    except BaseException as error:
-        note(status="failed", step=trainer.global_step)
-        if lost := lost_process(error, heartbeat, trainer.world_size):
-            raise lost from error
-        raise
-    module = plain_module(trainer, module)
-    if is_main():
-        kept = {"feature_cache": features.found} if features else {}
-        _finish(job, module, datamodule, **kept, step=trainer.global_step, train_s=round(time.monotonic() - started, 1))
-    return module.eval()
-
-
-def _no_note(**values: Any) -> None:
-    """Only the first process writes the manifest."""
-
-
-def _finish(job: StageJob, module: TrainingModule, datamodule: MultimodalDataModule, **facts: Any) -> None:
-    """Weights and figures of a run that has ended well."""
-    save_weights(module.parts(), module.changed, job.run)
-    job.run.update_manifest(
-        status="trained",
-        **facts,
-        parts=[vars(part) for part in module.table()],
-        peak_memory_mb=peak_memory_mb(),
-        num_skipped_steps=module.num_skipped,
-        padding_waste=round(datamodule.padding_waste, 4),
-        dropped=datamodule.drop_counts.state()["dropped_by_dataset"],
-        num_dropped_turns=datamodule.drop_counts.num_dropped_turns,
-        num_cut_answer_tokens=datamodule.drop_counts.num_cut_tokens,
-    )
-    log.info("%.1f %% of all positions were padding", 100 * datamodule.padding_waste)
-
-
-def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def _checked_data(job: StageJob, bad_samples: BadSamples) -> Dataset:
-    """The data, after a look at it."""
-    dataset = job.data.build()
-    report = preflight(dataset, job.plan.processor, max_rows=job.check_rows)
-    if is_main():
-        bad_samples.add(report.bad_media)
-    require_trainable(report, job.bad_media_cap)
-    if cuts := report.cuts():
-        log.warning("%s", cuts)
-    return dataset
-
-
-def _order_settings(job: StageJob) -> OrderSettings:
-    return OrderSettings(
-        seed=job.seed,
-        micro_batch_size=job.micro_batch_size,
-        accumulate=job.accumulate,
-        world_size=job.trainer.world_size,
-        order=job.order,
-        is_packed=job.row == "packed",
-        shuffle_window=job.shuffle_window,
-        packing_window=job.packing_window,
-        cache=job.cache / "lengths" if job.cache else None,
-        num_workers=job.num_workers,
-    )
-
-
-def _recipe(job: StageJob, num_steps: int) -> Recipe:
-    present = {name: tree for name, tree in job.policy.items() if job.plan.inputs or name == "llm"}
-    return Recipe(
-        policy=present,
-        lora=job.lora,
-        live_dropout=job.live_dropout,
-        new_tokens=job.new_tokens,
-        allow_random_frozen=job.allow_random_frozen,
-        lr=job.lr,
-        lr_by_part=job.lr_by_part,
-        layer_decay=job.layer_decay,
-        weight_decay=job.weight_decay,
-        warmup_ratio=job.warmup_ratio,
-        grad_clip=job.grad_clip,
-        num_steps=num_steps,
-        accumulate=job.accumulate,
-        cast_frozen=job.trainer.cast_frozen,
-        seed=job.seed,
-        gradient_checkpointing=job.trainer.gradient_checkpointing,
-        compiled=job.trainer.compile,
-    )
-
-
-def _datamodule(job: StageJob, dataset: Dataset, order: RunOrder, num_steps: int) -> MultimodalDataModule:
-    return MultimodalDataModule(
-        dataset=dataset,
-        processor=job.plan.processor,
-        collator=Collator(pad_id=job.plan.tokenizer.pad_id, row=job.row, capacity=job.plan.max_length_tokens),
-        micro_batch_size=job.micro_batch_size,
-        num_micro_batches=num_steps * job.accumulate,
-        seed=job.seed,
-        num_workers=job.num_workers,
-        order=order,
-        bad_media_cap=job.bad_media_cap,
-        inexact=job.inexact,
-        worker_timeout_s=job.worker_timeout_s,
-    )
-
-
-def _callbacks(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> list[Any]:
-    bar = TrainingProgress(job.label, on_start)
-    every, keep = job.trainer.checkpoint_every_n_steps, job.trainer.keep_checkpoints
-    record = [OrderLog(job.run.path / "data_order.jsonl")] if job.log_ids else []
-    return [
-        ResumeRecord(job.inexact, lambda found: _note_inexact(job, found)),
-        *record,  # before the checkpoints: a saved micro-batch stands in the record
-        MetricsLog(job.run.path / "metrics.jsonl", job.trainer.log_every_n_steps, bar),
-        Checkpoints(job.run.checkpoints, every, keep),
-        MovedCheck(),
-    ]
-
-
-def _note_inexact(job: StageJob, found: list[str]) -> None:
-    log.warning("this resume is not exact: %s", "; ".join(found))
-    if is_main():
-        job.run.update_manifest(inexact=[*job.run.manifest().get("inexact", []), *found])
-
-
-def _loggers(job: StageJob) -> list[Any]:
-    if not is_main():
-        return []
-    built = [
-        logger.build(job.run.path, job.group, job.label, list(job.tags), dict(job.config))
-        for logger in job.loggers.values()
-    ]
-    return [logger for logger in built if logger is not None]
-
-
-def _derived(job: StageJob, dataset: Dataset, order: RunOrder, num_steps: int) -> dict[str, Any]:
-    return {
-        "num_samples": len(dataset),
-        "num_rows_per_epoch": order.num_rows(1),
-        "order": order.identity,
-        "num_steps": num_steps,
-        "accumulate": job.accumulate,
-        "soft_tokens": {modality: branch.num_soft_tokens for modality, branch in job.plan.inputs.items()},
-        "llm_width": job.plan.spec.width,
-        "vocab_size": job.plan.spec.vocab_size,
-    }

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,11 +19,13 @@ from mmexp.engine.frozen import require_loaded
 from mmexp.engine.gather import gather_rows
 from mmexp.engine.optim import AdamWCosineConfig, clip_and_check
 from mmexp.engine.ranks import total
+from mmexp.engine.recipe import Recipe
 from mmexp.engine.record import fingerprint
+from mmexp.engine.seeding import mix, seed_step
 from mmexp.engine.strategy import ShardedStrategy
 from mmexp.errors import DataError
 from mmexp.llm import quantize_llm, require_library
-from mmexp.tuning import LoraSettings, TrainedPart, apply_policy, describe, parameter_groups, store_frozen
+from mmexp.tuning import TrainedPart, apply_policy, describe, parameter_groups, store_frozen
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -40,42 +40,6 @@ log = logging.getLogger(__name__)
 _BAD_STEPS_IN_A_ROW = 5
 _NOTES = frozenset({"_current_fx_name", "latest", "last_norm", "_window", "_window_ids", "_bad_in_a_row"})
 """Attributes that change several times a step and never hold a tensor of the module."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """The numbers of one stage that the module needs."""
-
-    policy: Mapping[str, Any]
-    """Part -> frozen, lora, full or a mapping of its children."""
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    live_dropout: Sequence[str] = ()
-    """Frozen parts whose dropout stays active."""
-    new_tokens: str = "full"
-    """Whether rows of new tokens train in a frozen LLM: full or frozen."""
-    allow_random_frozen: bool = False
-    """Whether a frozen part may have weights that nothing has loaded."""
-    lr: float
-    """Peak learning rate."""
-    lr_by_part: Mapping[str, float] = field(default_factory=dict)
-    layer_decay: Mapping[str, float] = field(default_factory=dict)
-    """Per part the factor of the learning rate from a block to the one before it."""
-    weight_decay: float = 0.0
-    warmup_ratio: float = 0.03
-    """Share of the steps with rising learning rate."""
-    grad_clip: float | None = None
-    """Largest total gradient norm; null clips nothing."""
-    num_steps: int
-    """Optimizer steps of the whole run."""
-    accumulate: int = 1
-    """Micro-batches in one optimizer step on each rank."""
-    cast_frozen: bool = True
-    """Whether frozen matrices are stored in the dtype of autocast."""
-    seed: int = 0
-    gradient_checkpointing: Sequence[str] = ()
-    """Parts whose blocks are computed again in backward, for memory."""
-    compiled: Sequence[str] = ()
-    """Parts whose blocks `torch.compile` compiles."""
 
 
 def _with_signature(method: Any) -> Any:
@@ -200,7 +164,7 @@ class TrainingModule(LightningModule):
     @_with_signature
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        _seed(_mix(self.recipe.seed, datamodule.position, self.trainer.global_rank), self.device)
+        seed_step(mix(self.recipe.seed, datamodule.position, self.trainer.global_rank), self.device)
         losses = self.objective(self.model, batch)
         self.latest = losses
         datamodule.advance(batch)
@@ -281,20 +245,3 @@ def computes_in_bfloat16(trainer: Trainer | None) -> bool:
     """Whether the Trainer runs under plain autocast to bfloat16 (FSDP and DeepSpeed have their own ways)."""
     plugin = trainer.precision_plugin if trainer is not None else None
     return type(plugin) is MixedPrecision and plugin.precision == "bf16-mixed"
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    """Seeds the generators that a step may draw from: the CPU's and its own device's.
-
-    `torch.manual_seed` would also note the call for every kind of accelerator that is not in use, with a formatted
-    stack each: about 1 ms a step under the Trainer, and a list that grows for ever.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-
-
-def _mix(seed: int, position: int, rank: int = 0) -> int:
-    """A seed for one micro-batch that depends on nothing but the run's seed, the position and the process."""
-    text = f"{seed}:{position}:{rank}" if rank else f"{seed}:{position}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from mmexp.connector import IdentityConfig, MlpConfig, QformerConfig
 from mmexp.encoder import LavisVisionConfig, TinyVisionConfig
 from mmexp.engine import RunDir, StageJob, TrainingModule, save_weights
-from mmexp.engine.job import _recipe
+from mmexp.engine.fitting import _recipe
 from mmexp.errors import ConfigError
 from mmexp.model import InputPlan
 

@@ -14,7 +14,7 @@ import transformers.models.llama.modeling_llama
 import mmexp.assemble
 import mmexp.data
 import mmexp.engine
-import mmexp.engine.job
+import mmexp.engine.fitting
 import mmexp.engine.predict
 import mmexp.report
 import mmexp.train
