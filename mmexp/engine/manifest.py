@@ -88,6 +88,12 @@ class RunDir:
             if not (self.path / name).is_file() or sha256(self.path / name) != digest
         ]
 
+    @property
+    def weights_identity(self) -> str:
+        """What tells its weights from those of other runs; empty while it has none."""
+        entries = self.manifest().get("weights")
+        return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest() if entries else ""
+
     def lock(self) -> Path:
         """Takes the run for this process. A lock whose process is dead is taken over.
 

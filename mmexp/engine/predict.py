@@ -123,6 +123,7 @@ def evaluate_run(
         predict: Any = lambda samples, s=sampling: generator.predict(samples, s)  # noqa: E731
         if benchmark.needs == "embed":
             predict = generator.matcher()
-        figures = evaluate(name, benchmark, predict, run.path, console, chosen, generator.plan.processor.boxes)
+        boxes = generator.plan.processor.boxes
+        figures = evaluate(name, benchmark, predict, run.path, console, chosen, boxes, run.weights_identity)
         results = merge_results(run.results, figures)
     return results

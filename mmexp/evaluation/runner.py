@@ -15,10 +15,10 @@ from typing import Any, cast
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mmexp.contracts import Medium, Sample, Size, Turn
 from mmexp.errors import CheckpointError, ConfigError, DataError
+from mmexp.evaluation.asking import Asker, KeptAnswers
 from mmexp.evaluation.base import BenchmarkConfig, Graded, Match, Predict, answer, question_type
 from mmexp.evaluation.retrieval import RetrievalConfig
 from mmexp.prompt import BoxText, image_size
@@ -45,6 +45,7 @@ def evaluate(
     progress: Console | None = None,
     splits: Sequence[str] | None = None,
     boxes: BoxText | None = None,
+    identity: str = "",
 ) -> Results:
     """Every figure of one benchmark; predictions go to `<out_dir>/predictions/<split>_<name>.jsonl`.
 
@@ -59,6 +60,8 @@ def evaluate(
         progress: Where the bar is drawn; only a terminal shows one. None: standard error.
         splits: Only these splits; None takes all.
         boxes: How the model writes boxes (`Processor.boxes`). None: decimals of the picture.
+        identity: What tells this model from others. An evaluation that was stopped goes on where it was when it is
+            asked again with the same one; empty starts anew.
 
     Raises:
         ConfigError: A split is unknown.
@@ -72,11 +75,14 @@ def evaluate(
         began = time.monotonic()
         samples = _load(benchmark, f"evaluation.{name}.splits.{split}", split)
         asked = [_without_answer(sample) for sample in samples]
-        answers = _answer(benchmark, boxes or BoxText(), samples, asked, predict, f"{name} {split}", console)
+        kept = KeptAnswers(out_dir / "predictions" / f".{split}_{name}.answers", identity and f"{identity} {benchmark}")
+        asker = Asker(kept, benchmark.batch_size, f"{name} {split}", console)
+        answers = _answer(benchmark, boxes or BoxText(), samples, asked, predict, asker)
         metrics = _metrics(benchmark.primary, samples, answers)
         results[split] = {name: metrics}
         lines = _lines(samples, asked, answers, out_dir)
         _write(out_dir / "predictions" / f"{split}_{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        kept.drop()
         shown = ", ".join(f"{key} {metrics[key]:.3f}" for key in (benchmark.primary, *benchmark.baselines))
         log.info("%s on %s: %s; %d samples, %.0f s", name, split, shown, len(samples), time.monotonic() - began)
     return results
@@ -106,8 +112,7 @@ def _answer(
     samples: Sequence[Sample],
     asked: Sequence[Sample],
     predict: Predict | Match,
-    label: str,
-    console: Console,
+    asker: Asker,
 ) -> dict[str, _Answers]:
     """What the model ("") and each baseline answers, graded."""
     grader = benchmark.grader(boxes)
@@ -119,10 +124,9 @@ def _answer(
         found, metrics = benchmark.retrieve(samples, cast("Match", predict))
         return {"": _Answers(texts=found, graded=replace(benchmark.grade(samples, found), metrics=metrics))}
     predict = cast("Predict", predict)
-    answers = {"": graded(_predict(predict, asked, benchmark.batch_size, label, console))}
+    answers = {"": graded(asker.ask(predict, asked))}
     if "blind" in benchmark.baselines:
-        blinded = _blinded(asked)
-        answers["blind"] = graded(_predict(predict, blinded, benchmark.batch_size, f"{label} blind", console))
+        answers["blind"] = graded(asker.ask(predict, _blinded(asked), "blind"))
     if "majority" in benchmark.baselines:
         answers["majority"] = graded(grader.majority(samples))
     return answers
@@ -170,45 +174,6 @@ def _blank(medium: Medium, sample: Sample) -> Medium:
 def _grey(size: Size) -> Image.Image:
     """One picture for all samples of that size, so that it is looked at once."""
     return Image.new("RGB", size, _GREY)
-
-
-def _predict(predict: Predict, samples: Sequence[Sample], size: int, label: str, console: Console) -> list[str]:
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    texts: dict[int, str] = {}
-    began = time.monotonic()
-    order = _side_by_side(samples)
-    with bar:
-        task = bar.add_task(label, total=len(samples), speed="")
-        for start in range(0, len(samples), size):
-            chunk = order[start : start + size]
-            answers = list(predict([samples[index] for index in chunk]))
-            if len(answers) != len(chunk):
-                raise ValueError(f"predict gave {len(answers)} answers for {len(chunk)} samples ({label})")
-            texts |= zip(chunk, answers, strict=True)
-            speed = f"{len(texts) / max(time.monotonic() - began, 1e-9):.1f} samples/s"
-            bar.update(task, completed=len(texts), speed=speed)
-    return [texts[index] for index in range(len(samples))]
-
-
-def _side_by_side(samples: Sequence[Sample]) -> list[int]:
-    """Indices with samples about the same media next to each other, and long texts beside long ones."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    lengths = [sum(len(turn.text) for turn in sample.turns) for sample in samples]
-    for index, sample in enumerate(samples):
-        media = tuple(medium.identity for turn in sample.turns for medium in turn.media)
-        groups.setdefault(media or (index,), []).append(index)
-    ordered = sorted(groups.values(), key=lambda group: -max(lengths[index] for index in group))
-    return [index for group in ordered for index in group]
 
 
 def _metrics(primary: str, samples: Sequence[Sample], answers: Mapping[str, _Answers]) -> dict[str, float]:

@@ -184,3 +184,49 @@ def test_mistakes_are_named(rows: Rows, tmp_path: Path) -> None:
         )
     with pytest.raises(ValueError, match="gave 0 answers for 4"):
         evaluate("toy", VqaConfig(splits={"held": rows}, batch_size=4), lambda s: [], tmp_path)
+
+
+def test_a_stopped_evaluation_goes_on(rows: Rows, tmp_path: Path) -> None:
+    benchmark = VqaConfig(splits={"test": rows}, batch_size=2)
+    asked: list[str] = []
+
+    def stops_after(number: int) -> Any:
+        def predict(samples: Sequence[Sample]) -> list[str]:
+            if len(asked) >= number:
+                raise KeyboardInterrupt
+            asked.extend(one.id for one in samples)
+            return look(samples)
+
+        return predict
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("vqa", benchmark, stops_after(8), tmp_path, identity="weights")
+    kept = tmp_path / "predictions" / ".test_vqa.answers"
+    kept.write_text(kept.read_text() + '{"key": "cut')  # the write that a kill has cut off
+    assert sorted(asked) == sorted([*["s0", "s1", "s2", "s3", "s4", "s5"], *asked[6:]])
+    evaluate("vqa", benchmark, stops_after(99), tmp_path, identity="weights")
+    assert len(asked) == 12  # six samples, with their picture and blind, each once
+    assert not kept.exists()
+    whole = (tmp_path / "predictions" / "test_vqa.jsonl").read_text()
+    evaluate("vqa", benchmark, look, tmp_path / "anew")
+    lines = [json.loads(line) | {"image": ""} for line in whole.splitlines()]
+    anew = (tmp_path / "anew" / "predictions" / "test_vqa.jsonl").read_text().splitlines()
+    assert lines == [json.loads(line) | {"image": ""} for line in anew]
+
+
+def test_answers_of_other_weights_are_not_taken(rows: Rows, tmp_path: Path) -> None:
+    benchmark = VqaConfig(splits={"test": rows}, batch_size=6, baselines=("blind",))
+
+    def first_pass(samples: Sequence[Sample]) -> list[str]:
+        if len(seen) == 6:  # the blind pass
+            raise KeyboardInterrupt
+        seen.extend(one.id for one in samples)
+        return look(samples)
+
+    seen: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("vqa", benchmark, first_pass, tmp_path, identity="weights of yesterday")
+    asked: list[str] = []
+    evaluate("vqa", benchmark, lambda samples: asked.extend(one.id for one in samples) or look(samples), tmp_path,
+             identity="weights of today")  # fmt: skip
+    assert len(asked) == 12
