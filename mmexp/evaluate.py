@@ -14,6 +14,7 @@ def body(invocation: Invocation) -> None:
     from mmexp.engine import setup_logging
     from mmexp.engine.log import console
     from mmexp.engine.predict import evaluate_run
+    from mmexp.evaluation.asking import Share
     from mmexp.report import results_table, write_report
 
     cfg = resolve(invocation.cfg)
@@ -24,7 +25,13 @@ def body(invocation: Invocation) -> None:
     benchmarks = instantiate(chosen, "evaluation", invocation.registered) if chosen else exp.benchmarks
     if cfg["limit"] is not None:
         benchmarks = {name: replace(benchmark, limit=cfg["limit"]) for name, benchmark in benchmarks.items()}
-    results = evaluate_run(exp.load_generator(run), benchmarks, run, cfg["splits"])
+    share = None if cfg["share"] is None else Share.parse(cfg["share"])
+    results = evaluate_run(exp.load_generator(run), benchmarks, run, cfg["splits"], share)
+    if share is not None:
+        console.print(
+            f"share {share.index} of {share.count} is kept; without share= they become figures", soft_wrap=True
+        )
+        return
     console.print(results_table(results))
     console.print(f"report  {write_report(run.path)}", soft_wrap=True)
 

@@ -345,6 +345,8 @@ class EvaluateConfig:
     """Which shapes world, where `evaluation=` names its benchmarks."""
     limit: int | None = None
     """At most this many samples of a split; null takes all."""
+    share: str | None = None
+    """INDEX/COUNT, such as 0/4: this process answers one of so many parts; the call without it makes the figures."""
     paths: PathsConfig = field(default_factory=PathsConfig)
     """Folders of the benchmarks given here."""
 

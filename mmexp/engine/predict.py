@@ -14,6 +14,7 @@ from mmexp.engine.log import console
 from mmexp.engine.matcher import Matcher
 from mmexp.errors import ConfigError
 from mmexp.evaluation import BenchmarkConfig, evaluate, merge_results
+from mmexp.evaluation.asking import Share
 from mmexp.evaluation.runner import Results
 from mmexp.llm import Sampling
 from mmexp.model.together import Continuations, common_length
@@ -108,8 +109,9 @@ def evaluate_run(
     benchmarks: Mapping[str, BenchmarkConfig],
     run: RunDir,
     splits: Sequence[str] | None = None,
+    share: Share | None = None,
 ) -> Results:
-    """Runs benchmarks on a model and adds their figures to the run's results.json."""
+    """Runs benchmarks on a model and adds their figures to the run's results.json; of a share it keeps the answers."""
     generator.model.eval()
     results: Results = {}
     for name, benchmark in benchmarks.items():
@@ -124,6 +126,8 @@ def evaluate_run(
         if benchmark.needs == "embed":
             predict = generator.matcher()
         boxes = generator.plan.processor.boxes
-        figures = evaluate(name, benchmark, predict, run.path, console, chosen, boxes, run.weights_identity)
-        results = merge_results(run.results, figures)
+        figures = evaluate(name, benchmark, predict, run.path, console, chosen, boxes,
+                           run.weights_identity, share)  # fmt: skip
+        if share is None:
+            results = merge_results(run.results, figures)
     return results

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from mmexp.contracts import Medium, Sample, Size, Turn
 from mmexp.errors import CheckpointError, ConfigError, DataError
-from mmexp.evaluation.asking import Asker, KeptAnswers
+from mmexp.evaluation.asking import Asker, KeptAnswers, Share
 from mmexp.evaluation.base import BenchmarkConfig, Graded, Match, Predict, answer, question_type
 from mmexp.evaluation.retrieval import RetrievalConfig
 from mmexp.prompt import BoxText, image_size
@@ -46,6 +46,7 @@ def evaluate(
     splits: Sequence[str] | None = None,
     boxes: BoxText | None = None,
     identity: str = "",
+    share: Share | None = None,
 ) -> Results:
     """Every figure of one benchmark; predictions go to `<out_dir>/predictions/<split>_<name>.jsonl`.
 
@@ -62,6 +63,8 @@ def evaluate(
         boxes: How the model writes boxes (`Processor.boxes`). None: decimals of the picture.
         identity: What tells this model from others. An evaluation that was stopped goes on where it was when it is
             asked again with the same one; empty starts anew.
+        share: Only these questions are asked and kept, without any figures; asked again without it, by anyone with the
+            same `identity`, the shares are put together.
 
     Raises:
         ConfigError: A split is unknown.
@@ -75,8 +78,12 @@ def evaluate(
         began = time.monotonic()
         samples = _load(benchmark, f"evaluation.{name}.splits.{split}", split)
         asked = [_without_answer(sample) for sample in samples]
-        kept = KeptAnswers(out_dir / "predictions" / f".{split}_{name}.answers", identity and f"{identity} {benchmark}")
-        asker = Asker(kept, benchmark.batch_size, f"{name} {split}", console)
+        kept_file = out_dir / "predictions" / f".{split}_{name}.answers"
+        kept = KeptAnswers(kept_file, identity and f"{identity} {benchmark}", share)
+        asker = Asker(kept, benchmark.batch_size, f"{name} {split}", console, share)
+        if share is not None:
+            _fill(benchmark, asked, predict, asker)
+            continue
         answers = _answer(benchmark, boxes or BoxText(), samples, asked, predict, asker)
         metrics = _metrics(benchmark.primary, samples, answers)
         results[split] = {name: metrics}
@@ -104,6 +111,18 @@ def merge_results(path: Path, new: Mapping[str, Mapping[str, Mapping[str, float]
         merged.setdefault(split, {}).update({name: dict(metrics) for name, metrics in benchmarks.items()})
     _write(path, json.dumps(merged, indent=2) + "\n")
     return merged
+
+
+def _fill(benchmark: BenchmarkConfig, asked: Sequence[Sample], predict: Predict | Match, asker: Asker) -> None:
+    """Asks a share. What compares all samples with all texts has none: it is done when the shares are put together."""
+    if isinstance(benchmark, RetrievalConfig):
+        log.info("%s: compares everything with everything, and waits for the call without share=", asker.label)
+        return
+    predict = cast("Predict", predict)
+    count = len(asker.fill(predict, asked))
+    if "blind" in benchmark.baselines:
+        asker.fill(predict, _blinded(asked), "blind")
+    log.info("%s: %d of %d samples are answered", asker.label, count, len(asked))
 
 
 def _answer(

@@ -15,6 +15,7 @@ from PIL import Image
 from mmexp.contracts import Medium, Sample, Text, Turn
 from mmexp.errors import CheckpointError, ConfigError, DataError
 from mmexp.evaluation import CaptionConfig, GroundingConfig, VqaConfig, evaluate, merge_results
+from mmexp.evaluation.asking import Share
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
@@ -230,3 +231,27 @@ def test_answers_of_other_weights_are_not_taken(rows: Rows, tmp_path: Path) -> N
     evaluate("vqa", benchmark, lambda samples: asked.extend(one.id for one in samples) or look(samples), tmp_path,
              identity="weights of today")  # fmt: skip
     assert len(asked) == 12
+
+
+def test_shares_become_the_figures_of_one_process(rows: Rows, tmp_path: Path) -> None:
+    benchmark = VqaConfig(splits={"test": rows}, batch_size=2)
+    asked: list[tuple[str, bool]] = []
+
+    def predict(samples: Sequence[Sample]) -> list[str]:
+        asked.extend((one.id, isinstance(one.turns[0].media[0].source, Image.Image)) for one in samples)
+        return look(samples)
+
+    whole = evaluate("vqa", benchmark, look, tmp_path / "whole")
+    for index in (2, 0, 1):
+        share = Share.parse(f"{index}/3")
+        assert evaluate("vqa", benchmark, predict, tmp_path / "run", identity="weights", share=share) == {}
+    assert len(asked) == len(set(asked)) == 12  # nothing twice, nothing left out
+    assert evaluate("vqa", benchmark, predict, tmp_path / "run", identity="weights") == whole
+    assert len(asked) == 12
+    assert [file.name for file in (tmp_path / "run" / "predictions").iterdir()] == ["test_vqa.jsonl"]
+
+
+@pytest.mark.parametrize("text", ["4/4", "1", "-1/2", "a/b", "0/0"])
+def test_a_share_that_is_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="INDEX/COUNT"):
+        Share.parse(text)
