@@ -9,7 +9,7 @@ CODE := mmexp tests $(wildcard experiments)
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all faults check format format-check lint type docs notebooks smoke clean distclean
+.PHONY: help setup demo test test-slow test-all faults gpu check format format-check lint type docs notebooks smoke clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-all: setup  ## the default and the slow suite
 
 faults: setup  ## real runs that are killed, stopped and starved (part of the slow suite)
 	$(BIN)/python -m pytest tests/faults -m faults
+
+gpu: setup  ## what needs one GPU; nobody has run it yet
+	$(BIN)/python -m pytest -m gpu --timeout=1800
 
 check: format-check lint type test  ## everything a change must pass
 
