@@ -71,6 +71,10 @@ class NoLlm(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         _refuse()
 
+    @property
+    def shares_beginnings(self) -> bool:
+        return False
+
     def generate(
         self,
         embeds: Tensor,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmexp.config import Invocation, compose, conf_dir, launch
+from mmexp.config import Invocation, cli, compose, conf_dir, launch
 from mmexp.errors import ConfigError, DataError
 
 COMMAND = """
@@ -153,6 +153,7 @@ def test_experiments_come_from_the_working_directory(tmp_path: Path, monkeypatch
 
 
 def test_a_recipe_without_a_scale_is_the_published_size(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._say_scale.cache_clear()  # another test of this process may have heard it
     assert compose("train", ["recipe=llava15"]).cfg.stage.batch_size == 256
     assert "scale=paper" in capsys.readouterr().err
     assert compose("train", ["recipe=llava15", "scale=shapes"]).cfg.stage.batch_size < 256
