@@ -33,8 +33,8 @@ class QformerConfig:
     """
 
     variant: Literal["stripped", "text", "full"] = "stripped"
-    """stripped: queries only (BLIP-2 stage 2, MiniGPT-4). text: queries may stand beside text (InstructBLIP). full:
-    also predicts text (BLIP-2 stage 1)."""
+    """stripped: queries only (BLIP-2 stage 2, MiniGPT-4). text: queries stand beside text (InstructBLIP). full: also
+    predicts text (BLIP-2 stage 1)."""
     init: str | None = None
     """Hub id or folder of a BERT checkpoint that gives every weight but cross-attention and queries; the queries'
     feed-forward blocks start as copies of the text's. Null: random weights."""
