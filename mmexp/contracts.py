@@ -139,6 +139,9 @@ class Item:
     blend: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     """Per modality the shares of the soft tokens in `gather` that a slot is mixed from, float32[slots, 4]; absent where
     every slot holds one."""
+    instructions: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """Per modality what its connector reads beside each medium, int64[L] of the connector's own tokenizer; absent where
+    it reads nothing."""
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Per modality the name of each medium in the feature cache, empty for one that cannot be named; absent without a
     cache."""
@@ -206,6 +209,11 @@ class Batch:
     a row; absent where soft tokens fill the slots in order. With `blend` int64[slots, 4, 2]."""
     blend: Mapping[str, Tensor] = field(default_factory=dict)
     """Per modality float32[slots, 4], the shares of the soft tokens in `gather`; absent where every slot holds one."""
+    instructions: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per modality int64[M, L], what its connector reads beside each of the M, 0 behind a shorter one; absent where it
+    reads nothing."""
+    instruction_masks: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per modality bool[M, L], false behind the end of an instruction."""
     num_supervised: int = 0
     """Positions that carry loss, known on the CPU so that nobody has to wait for the device."""
     dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -238,11 +246,18 @@ class Batch:
             order=move(self.order),
             gather=move(self.gather),
             blend=move(self.blend),
+            instructions=move(self.instructions),
+            instruction_masks=move(self.instruction_masks),
         )
 
     def encodes(self, modality: str) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """What the branch of a modality encodes and what it is spared: `media`, `features` and `order`."""
         return self.media.get(modality), self.features.get(modality), self.order.get(modality)
+
+    def instruction(self, modality: str) -> tuple[Tensor, Tensor] | None:
+        """Ids and mask that the connector of a modality reads beside its features; None where it reads nothing."""
+        ids = self.instructions.get(modality)
+        return None if ids is None else (ids, self.instruction_masks[modality])
 
     def spans(self) -> Iterator[tuple[int, int, int]]:
         """Row, start and end of every segment, in the order of `ids`."""
@@ -315,6 +330,18 @@ class LlmSpec:
     """The architecture's name in transformers, for messages"""
     reads_apart: bool = False
     """Whether an encoder reads the prompt and a decoder writes the answer, so that they are two texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionSpec:
+    """What a connector reads beside features: the words of the turn that shows a medium."""
+
+    tokenizer: str
+    """Hub id or folder of the tokenizer."""
+    max_tokens: int
+    """Longest instruction, the tokenizer's own marks included; a longer one loses its beginning."""
+    vocab_size: int
+    """Rows of the connector's word embedding."""
 
 
 class Gather(Protocol):

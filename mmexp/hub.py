@@ -129,10 +129,11 @@ def _from_hub(path: str, names: Sequence[str], revision: str | None, where: str)
 
 def unavailable(path: str, error: Exception, where: str, kind: type[ConfigError] | type[CheckpointError]) -> Exception:
     """The error for a checkpoint that is neither on this machine nor to be had, saying what to do about it."""
+    setting = where if "." in where else f"{where}.path"
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return kind(
         f"cannot read {path}: {reason}",
         expected="a local folder, a model in the Hugging Face cache (HF_HOME), or a reachable hub",
         where=where,
-        fix=f"download it where there is internet (`hf download {path}`) and set {where}.path to that folder",
+        fix=f"download it where there is internet (`hf download {path}`) and set {setting} to that folder",
     )

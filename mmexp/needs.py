@@ -36,7 +36,8 @@ def needs_of(invocation: Invocation) -> list[Need]:
 def _needs(exp: Experiment) -> Iterator[Need]:
     models = exp.checked.spine.paths.models
     sizes = _parameter_bytes(exp)
-    for name, key in (("encoder", "path"), ("llm", "path"), ("llm", "tokenizer"), ("connector", "init")):
+    tokenizers = (("llm", "tokenizer"), ("connector", "tokenizer"))
+    for name, key in (("encoder", "path"), ("llm", "path"), ("connector", "init"), *tokenizers):
         path = getattr(exp.checked.parts[name], key, None)
         if path and is_weights_file(path):
             yield Need(what=name, source=None, file=Path(models or ".").expanduser() / path)

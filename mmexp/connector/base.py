@@ -9,7 +9,7 @@ from mmexp.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
-    from mmexp.contracts import EncoderSpec
+    from mmexp.contracts import EncoderSpec, InstructionSpec
 
 
 class ConnectorConfig(Protocol):
@@ -27,6 +27,14 @@ class ConnectorConfig(Protocol):
         """Columns and rows of the N soft tokens as they lie in the picture, row by row; None when they have no place.
 
         Only layouts with rows ask for it (AnyRes), so a connector without this method works with all others.
+        """
+        ...
+
+    def instruction(self) -> InstructionSpec | None:
+        """What it reads beside the features; None where they are all. A connector without this method reads nothing.
+
+        The module of one that reads has a true `reads_instruction`, and its `forward` takes int64[M, L] and bool[M, L]
+        behind the features.
         """
         ...
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
-from mmexp import hub
-from mmexp.connector.qformer_layers import Bert, Embeddings, Encoder, Head, KeyValue, QformerLayer
-from mmexp.errors import CheckpointError, ConfigError
+from mmexp.connector.qformer_bert import take_bert
+from mmexp.connector.qformer_layers import Bert, Embeddings, Encoder, Head, KeyValue, QformerLayer, additive
+from mmexp.contracts import InstructionSpec
+from mmexp.errors import ConfigError, SpliceError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 _HEAD = r"cls"
 _TEXT = r"cls|bert\.embeddings\.(word|position)_embeddings|bert\.encoder\.layer\.\d+\.(intermediate|output)"
 """What the variants lack: the head, and with it all that is text's own."""
-_BERT_NAMES = {"width": "hidden_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
-               "ffn_width": "intermediate_size"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +33,8 @@ class QformerConfig:
     """
 
     variant: Literal["stripped", "text", "full"] = "stripped"
-    """stripped: queries only (BLIP-2 stage 2, MiniGPT-4). text: queries may stand beside text (InstructBLIP). full:
-    also predicts text (BLIP-2 stage 1)."""
+    """stripped: queries only (BLIP-2 stage 2, MiniGPT-4). text: queries stand beside text (InstructBLIP). full: also
+    predicts text (BLIP-2 stage 1)."""
     init: str | None = None
     """Hub id or folder of a BERT checkpoint that gives every weight but cross-attention and queries; the queries'
     feed-forward blocks start as copies of the text's. Null: random weights."""
@@ -53,6 +52,11 @@ class QformerConfig:
     """Rows of the word embedding: bert-base-uncased and `[DEC]`."""
     max_text_tokens: int = 512
     """Rows of the position embedding."""
+    tokenizer: str | None = None
+    """Hub id or folder of the tokenizer (BERT's) of what `text` reads with an LLM: the user turn that shows the medium,
+    as the template writes it up to the answer."""
+    max_instruction_tokens: int = 128
+    """Longest instruction, `[CLS]` and `[SEP]` included; a longer one loses its beginning, as published."""
     dropout: float = 0.1
     """Of hidden states and attention weights, 0 to 1."""
     initializer_range: float = 0.02
@@ -63,6 +67,14 @@ class QformerConfig:
 
     def soft_grid(self, encoder: EncoderSpec) -> tuple[int, int] | None:
         return None
+
+    def instruction(self) -> InstructionSpec | None:
+        """Source: InstructBLIP, section 3.3; LAVIS lavis/models/blip2_models/blip2_vicuna_instruct.py."""
+        if self.tokenizer is None:
+            return None
+        return InstructionSpec(
+            tokenizer=self.tokenizer, max_tokens=self.max_instruction_tokens, vocab_size=self.vocab_size
+        )
 
     @property
     def has_text(self) -> bool:
@@ -77,10 +89,13 @@ class QformerConfig:
     def build(self, encoder: EncoderSpec, llm_width: int) -> QformerConnector:
         """Weights of `init` are read unless the module is made on the meta device."""
         self._check()
+        self._check_instruction(llm_width)
         qformer = Qformer(self, encoder.width)
         if self.init is not None and not qformer.query_tokens.is_meta:
-            _take_bert(qformer, self, self.init)
-        return QformerConnector(qformer, nn.Linear(self.width, llm_width) if llm_width else None)
+            take_bert(qformer, self, self.init)
+        if not llm_width:
+            return QformerConnector(qformer, None)
+        return QformerConnector(qformer, nn.Linear(self.width, llm_width), self.tokenizer is not None)
 
     def _check(self) -> None:
         for name in ("num_queries", "num_layers", "num_heads", "ffn_width", "cross_every"):
@@ -90,6 +105,23 @@ class QformerConfig:
             raise ConfigError(f"{self.width}", expected=f"a multiple of the {self.num_heads} heads",
                               where="connector.width")  # fmt: skip
 
+    def _check_instruction(self, llm_width: int) -> None:
+        """Raises ConfigError where an instruction cannot be read, or is missing in front of an LLM."""
+        if self.tokenizer is None:
+            if self.variant == "text" and llm_width:
+                raise ConfigError("a Q-Former that reads the instruction has no tokenizer for it",
+                                  expected="hub id or folder of BERT's tokenizer", where="connector.tokenizer",
+                                  fix="connector.tokenizer=google-bert/bert-base-uncased; without text: "
+                                      "connector=qformer")  # fmt: skip
+            return
+        if self.variant != "text":
+            raise ConfigError(f"{self.tokenizer}, and variant {self.variant} reads no instruction", expected="null",
+                              where="connector.tokenizer", fix="connector=qformer_text")  # fmt: skip
+        if not 3 <= self.max_instruction_tokens <= self.max_text_tokens:
+            raise ConfigError(f"{self.max_instruction_tokens}",
+                              expected=f"3 to {self.max_text_tokens}, the positions of its text",
+                              where="connector.max_instruction_tokens")  # fmt: skip
+
 
 class QformerConnector(nn.Module):
     """See `QformerConfig`.
@@ -97,17 +129,26 @@ class QformerConnector(nn.Module):
     Args:
         qformer: The Q-Former with its queries.
         proj: W -> D, or None where there is no LLM.
+        reads_instruction: Whether its queries always stand beside text.
     """
 
-    def __init__(self, qformer: Qformer, proj: nn.Linear | None) -> None:
+    def __init__(self, qformer: Qformer, proj: nn.Linear | None, reads_instruction: bool = False) -> None:
         super().__init__()
+        self.reads_instruction = reads_instruction
         self.qformer = qformer
         self.leaves_behind = qformer.leaves_behind
         if proj is not None:
             self.proj = proj
 
     def forward(self, features: Tensor, input_ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """float[M, P, E], perhaps with text int64[M, T] and bool[M, T], to float[M, Q, D] (W without an LLM)."""
+        """float[M, P, E], perhaps with text int64[M, T] and bool[M, T], to float[M, Q, D] (W without an LLM).
+
+        Raises:
+            SpliceError: there is no text, and the queries were trained beside it.
+        """
+        if self.reads_instruction and input_ids is None:
+            raise SpliceError("features without an instruction", expected="ids and mask of what the Q-Former reads",
+                              where="connector", fix="batches of this plan's own processor and collator")  # fmt: skip
         hidden = self.qformer(features, input_ids, mask)
         return self.proj(hidden) if hasattr(self, "proj") else hidden
 
@@ -204,11 +245,6 @@ class Qformer(nn.Module):
             raise _lacks("text embeddings", "connector=qformer_text or connector=qformer_full")
 
 
-def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """bool to 0 where something is seen and a very negative number where not."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
-
-
 def _lacks(what: str, fix: str) -> ConfigError:
     return ConfigError(f"this Q-Former has no {what}", expected="the variant that this run needs",
                        where="connector.variant", fix=fix)  # fmt: skip
@@ -219,31 +255,3 @@ def _init(module: nn.Module, std: float) -> None:
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
-
-
-def _take_bert(qformer: Qformer, config: QformerConfig, path: str) -> None:
-    """Copies what BERT has; a word embedding with more rows keeps its further rows as they are.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, or it is of another size.
-    """
-    from transformers import BertForMaskedLM
-
-    source = hub.resolve(path, "connector.init")
-    card = hub.read_config(path, None, "connector.init")
-    wrong = [f"{theirs} {card.get(theirs)}, here {getattr(config, ours)}" for ours, theirs in _BERT_NAMES.items()
-             if card.get(theirs) != getattr(config, ours)]  # fmt: skip
-    if wrong:
-        raise CheckpointError("; ".join(wrong), expected="a BERT of the Q-Former's size", where="connector.init")
-    try:
-        bert: Any = BertForMaskedLM.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise hub.unavailable(source, error, "connector.init", CheckpointError) from error
-    theirs = bert.state_dict()
-    with torch.no_grad():
-        for name, tensor in qformer.state_dict().items():
-            twin = name.replace("intermediate_query", "intermediate").replace("output_query", "output")
-            given = theirs.get(twin)
-            if given is not None:
-                rows = tensor if given.shape == tensor.shape else tensor[: len(given)]
-                rows.copy_(given[: len(rows)])

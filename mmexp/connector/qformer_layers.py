@@ -211,3 +211,8 @@ class Head(nn.Module):
         predictions: Any = self.predictions
         grown = functional.gelu(predictions.transform.dense(hidden))
         return functional.linear(predictions.transform.LayerNorm(grown), words, predictions.bias)
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """bool to 0 where something is seen and a very negative number where not."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)

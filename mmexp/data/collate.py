@@ -57,6 +57,7 @@ class Collator:
         return Batch(
             **batch_tensors,
             **_stack_media(items),
+            **_stack_instructions(items),
             segment_lengths=tuple(tuple(len(item.input_ids) for item in row) for row in rows),
             prompt_lengths=tuple(tuple(_prompt_length(item) for item in row) for row in rows),
             ids=tuple(item.id for item in items_or_blank),
@@ -145,6 +146,24 @@ def _stack_media(items: Sequence[Item]) -> dict[str, Any]:
             joined[name][modality] = tensor
     places = {"gather": _cat(gather), "blend": _cat(blend), "keys": keys, "hits": hits}
     return {"slot_lengths": lengths, "media_owners": owners, "views": views, **joined, **places}
+
+
+def _stack_instructions(items: Sequence[Item]) -> dict[str, Any]:
+    """`instructions` and `instruction_masks`; all views of a medium stand beside the same one."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    rows: dict[str, list[Tensor]] = {}
+    for item in items:
+        for modality, each in item.instructions.items():
+            views = item.views.get(modality, (1,) * len(each))
+            repeated = [ids for ids, count in zip(each, views, strict=True) for _ in range(count)]
+            rows.setdefault(modality, []).extend(repeated)
+    seen = {modality: [torch.ones_like(ids, dtype=torch.bool) for ids in each] for modality, each in rows.items()}
+    return {
+        "instructions": {modality: pad_sequence(each, batch_first=True) for modality, each in rows.items()},
+        "instruction_masks": {modality: pad_sequence(each, batch_first=True) for modality, each in seen.items()},
+    }
 
 
 def _values_and_features(

@@ -39,7 +39,8 @@ class Generator:
         self.collate = Collator(pad_id=plan.tokenizer.pad_id, row="padded")
 
     def predict(self, samples: Sequence[Sample], sampling: Sampling) -> list[str]:
-        """One answer a sample, in order. Media that several of them speak of are decoded, encoded and read once."""
+        """One answer a sample, in order. Media that several of them speak of are decoded, encoded and read once, unless
+        the connector reads different instructions beside them."""
         processor = self.plan.processor
         layouts = [processor.prompt_layout(sample) for sample in samples]
         groups = self._groups(layouts)
@@ -64,7 +65,8 @@ class Generator:
         by_media: dict[Any, list[int]] = {}
         for index, layout in enumerate(layouts):
             alone = not layout.media or not self.model.llm.shares_beginnings
-            by_media.setdefault(index if alone else tuple(m.identity for m in layout.media), []).append(index)
+            same = tuple(medium.identity for medium in layout.media), layout.instructions
+            by_media.setdefault(index if alone else same, []).append(index)
         groups: list[tuple[list[int], int]] = []
         for members in by_media.values():
             encoded = [layouts[index].encoded for index in members]

@@ -1,6 +1,6 @@
-"""BLIP-2 in transformers: which plans its class can hold, its config, and its tensors.
+"""BLIP-2 and InstructBLIP in transformers: which plans their classes can hold, their configs, and their tensors.
 
-Source: transformers 5.23 `models/blip_2`; names on disk are those of every version.
+Source: transformers 5.23 `models/blip_2`, `models/instructblip`; names on disk are those of every version.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from mmexp.hf.blip2 import TEXT_OF_QFORMER, lavis_to_hf, ours_to_lavis
 from mmexp.hf.form import refusal
 
 if TYPE_CHECKING:
-    from transformers import Blip2Config
+    from transformers import Blip2Config, InstructBlipConfig
 
     from mmexp.model import MultimodalModel, Plan
 
 CLASS = "Blip2ForConditionalGeneration"
+INSTRUCT_CLASS = "InstructBlipForConditionalGeneration"
+"""Of a Q-Former that reads the instruction."""
 NORM_EPS = 1e-6
 """Of every norm of the class's vision model; ours has 1e-5 in the one behind the blocks."""
 NORM_NOTE = (
@@ -29,6 +31,12 @@ NORM_NOTE = (
     " for every BLIP-2 in transformers."
 )
 """For model cards."""
+
+
+def class_of(plan: Plan) -> str:
+    """Which of the two classes a model with an LLM becomes."""
+    image = plan.inputs.get("image")
+    return INSTRUCT_CLASS if image and image.instruction else CLASS
 
 
 def vision_refusals(plan: Plan, cls: str) -> list[ConfigError]:
@@ -54,41 +62,45 @@ def vision_refusals(plan: Plan, cls: str) -> list[ConfigError]:
 
 def llm_refusals(plan: Plan) -> list[ConfigError]:
     """Why the class cannot hold the LLM. Reads no weight."""
+    cls = class_of(plan)
     with torch.device("meta"):
         llm: Any = plan.llm.empty()
     if not hasattr(llm, "model") or not hasattr(llm.model, "get_output_embeddings"):
-        return [refusal(CLASS, type(plan.llm).__name__, "an LLM of transformers", "llm")]
+        return [refusal(cls, type(plan.llm).__name__, "an LLM of transformers", "llm")]
     found = []
     text = llm.model.config.get_text_config()
     if text.hidden_size != plan.spec.width:
-        found.append(refusal(CLASS, f"embeddings {plan.spec.width} wide in front of layers {text.hidden_size} wide",
+        found.append(refusal(cls, f"embeddings {plan.spec.width} wide in front of layers {text.hidden_size} wide",
                              "one width", "llm"))  # fmt: skip
     if plan.new_ids:
-        found.append(refusal(CLASS, f"{len(plan.new_ids)} tokens with rows of their own", "no template.new_tokens",
+        found.append(refusal(cls, f"{len(plan.new_ids)} tokens with rows of their own", "no template.new_tokens",
                              "template.new_tokens"))  # fmt: skip
     return found
 
 
-def blip2_config(plan: Plan, model: MultimodalModel, image_token_id: int, stop_ids: tuple[int, ...]) -> Blip2Config:
+def blip2_config(
+    plan: Plan, model: MultimodalModel, image_token_id: int, stop_ids: tuple[int, ...]
+) -> Blip2Config | InstructBlipConfig:
     """The config with every field that follows from the plan and the built parts.
 
     Its class hands the LLM its own defaults for generation, so what ends an answer stands in the LLM's config.
     """
-    from transformers import Blip2Config
+    import transformers
 
-    llm = model.llm.model
+    cls, llm = class_of(plan), model.llm.model
     text, dtype = plain_config(llm.config), str(common_dtype(model.parameters())).removeprefix("torch.")
     text |= {"vocab_size": max(text["vocab_size"], image_token_id + 1), "architectures": [type(llm).__name__]}
     text |= {"dtype": dtype, "eos_token_id": stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)}
     tied: dict[str, Any] = {"tie_word_embeddings": bool(text.get("tie_word_embeddings", False))}
-    return Blip2Config(
+    more = {"use_qformer_text_input": False} if cls == CLASS else {}
+    return getattr(transformers, cls).config_class(
         **tied,
         vision_config=vision_config(plan),
-        qformer_config=qformer_config(plan),
+        qformer_config=qformer_config(plan, **more),
         text_config=text,
         num_query_tokens=plan.inputs["image"].num_soft_tokens,
         image_token_index=image_token_id,
-        architectures=[CLASS],
+        architectures=[cls],
         dtype=dtype,
     )
 
@@ -109,8 +121,8 @@ def vision_config(plan: Plan) -> dict[str, Any]:
     }
 
 
-def qformer_config(plan: Plan, has_text: bool = False) -> dict[str, Any]:
-    """Fields of `Blip2QFormerConfig`."""
+def qformer_config(plan: Plan, **more: Any) -> dict[str, Any]:
+    """Fields of `Blip2QFormerConfig` and `InstructBlipQFormerConfig`, and those that only one of them has."""
     connector: Any = plan.inputs["image"].connector
     return {
         "hidden_size": connector.width,
@@ -123,19 +135,20 @@ def qformer_config(plan: Plan, has_text: bool = False) -> dict[str, Any]:
         "max_position_embeddings": connector.max_text_tokens,
         "hidden_dropout_prob": connector.dropout,
         "attention_probs_dropout_prob": connector.dropout,
-        "use_qformer_text_input": has_text,
+        **more,
     }
 
 
-def blip2_state(model: MultimodalModel, num_rows: int) -> State:
-    """The tensors of a BLIP-2 checkpoint, each once: tied ones have one name. Text of a Q-Former is left out, since its
-    queries run alone.
+def blip2_state(model: MultimodalModel, num_rows: int, cls: str) -> State:
+    """The tensors of a checkpoint of that class, each once: tied ones have one name. Where the queries run alone, the
+    Q-Former's text is left out.
 
     Raises:
         CheckpointError: a tensor of the model has no place there.
     """
     parts = {name: dict(module.state_dict()) for name, module in model.parts().items()}
-    parts["connector"] = {k: v for k, v in parts["connector"].items() if not TEXT_OF_QFORMER.fullmatch(k)}
+    if cls == CLASS:
+        parts["connector"] = {k: v for k, v in parts["connector"].items() if not TEXT_OF_QFORMER.fullmatch(k)}
     llm = model.llm.model
     tied, tables = set(llm.all_tied_weights_keys), _tables(llm)
     parts["llm"] = {
@@ -143,16 +156,16 @@ def blip2_state(model: MultimodalModel, num_rows: int) -> State:
         for name, tensor in parts["llm"].items()
         if name.removeprefix("model.") not in tied
     }
-    return lavis_to_hf(ours_to_lavis(parts), "generation")
+    return lavis_to_hf(ours_to_lavis(parts), "generation" if cls == CLASS else "instruct")
 
 
-def require_complete(state: State, config: Blip2Config) -> None:
+def require_complete(state: State, config: Any, cls: str) -> None:
     """Raises CheckpointError unless the tensors are exactly those of transformers' class with this config."""
-    from transformers import Blip2ForConditionalGeneration
+    import transformers
 
     with torch.device("meta"):
-        model = Blip2ForConditionalGeneration(config)
-    require_equal_names(state, set(model.state_dict()) - set(model.all_tied_weights_keys), CLASS)
+        model = getattr(transformers, cls)(config)
+    require_equal_names(state, set(model.state_dict()) - set(model.all_tied_weights_keys), cls)
 
 
 def _tables(llm: Any) -> set[str]:

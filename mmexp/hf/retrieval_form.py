@@ -114,7 +114,7 @@ class RetrievalForm:
 
         return Blip2Config(
             vision_config=vision_config(self.plan),
-            qformer_config=qformer_config(self.plan, has_text=True),
+            qformer_config=qformer_config(self.plan, use_qformer_text_input=True),
             num_query_tokens=self.plan.inputs["image"].num_soft_tokens,
             image_text_hidden_size=self.heads.vision_proj.out_features,
             image_token_index=None,

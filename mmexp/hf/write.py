@@ -27,8 +27,8 @@ class Export:
     """One export: `check` before weights are read, then `write`.
 
     Args:
-        plan: Of the model. One without an LLM becomes BLIP-2's model of scores, one with a Q-Former BLIP-2, any other
-            LLaVA.
+        plan: Of the model. One without an LLM becomes BLIP-2's model of scores, one with a Q-Former BLIP-2 or
+            InstructBLIP, any other LLaVA.
         out: New folder.
         heads: Of a model without an LLM, the objective that trained it, by `write` with its weights.
     """

@@ -2,7 +2,7 @@
 
 from mmexp.llm.base import Llm, LlmConfig, Sampling
 from mmexp.llm.causal import CausalConfig, CausalLlm
-from mmexp.llm.checkpoint import LlmCheckpoint
+from mmexp.llm.checkpoint import LlmCheckpoint, load_tokenizer
 from mmexp.llm.none import NoLlm, NoLlmConfig
 from mmexp.llm.quantize import Storage, num_weights, quantize_llm, require_library
 from mmexp.llm.qwen import QwenConfig
@@ -24,6 +24,7 @@ __all__ = [
     "Seq2SeqLlm",
     "Storage",
     "TinyLlmConfig",
+    "load_tokenizer",
     "new_rows",
     "num_weights",
     "quantize_llm",

@@ -48,7 +48,7 @@ class LlmCheckpoint:
         """The transformers tokenizer."""
         if self.tokenizer is not None:
             return load_tokenizer(self.tokenizer)
-        return _read_tokenizer(hub.resolve(self.path, "llm"), self.path, self.revision)
+        return _read_tokenizer(hub.resolve(self.path, "llm"), self.path, self.revision, "llm")
 
     def read_config(self) -> PretrainedConfig:
         """The config.json as transformers has it.
@@ -141,26 +141,26 @@ def spec_of(config: PretrainedConfig) -> LlmSpec:
     )
 
 
-def load_tokenizer(source: str, revision: str | None = None) -> Any:
-    """The transformers tokenizer of a hub id, or of a folder that need not hold a model.
+def load_tokenizer(source: str, revision: str | None = None, where: str = "llm") -> Any:
+    """The transformers tokenizer of a hub id, or of a folder that need not hold a model; `where` has it in the config.
 
     Raises:
         ConfigError: written as a folder that does not exist or holds no tokenizer.
         CheckpointError: it cannot be read.
     """
-    return _read_tokenizer(_tokenizer_folder(source), source, revision)
+    return _read_tokenizer(_tokenizer_folder(source, f"{where}.tokenizer"), source, revision, where)
 
 
-def _read_tokenizer(local: str, source: str, revision: str | None) -> Any:
+def _read_tokenizer(local: str, source: str, revision: str | None, where: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(local, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise hub.unavailable(source, error, "llm", CheckpointError) from error
+        raise hub.unavailable(source, error, where, CheckpointError) from error
 
 
-def _tokenizer_folder(source: str) -> str:
+def _tokenizer_folder(source: str, where: str) -> str:
     """The folder of a tokenizer alone (no config.json is needed), or the hub id as it is.
 
     Raises:
@@ -170,10 +170,10 @@ def _tokenizer_folder(source: str) -> str:
     if not hub.is_local(source):
         return source
     if not folder.is_dir():
-        raise ConfigError(f"no such folder: {source}", where="llm.tokenizer",
+        raise ConfigError(f"no such folder: {source}", where=where,
                           fix="check the path, or give a hub id owner/name")  # fmt: skip
     if not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
         names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
         raise ConfigError(f"{source} holds {names}", expected="a folder with tokenizer.json or tokenizer_config.json",
-                          where="llm.tokenizer")  # fmt: skip
+                          where=where)  # fmt: skip
     return str(folder)

@@ -33,9 +33,15 @@ class Branch(nn.Module):
         self.connector = connector
         self.spec = spec
 
-    def forward(self, values: Tensor | None, kept: Tensor | None = None, order: Tensor | None = None) -> Tensor:
-        """Soft tokens float[M, N, D] of what `encode` takes."""
-        return self.connector(self.features(values, kept, order))
+    def forward(
+        self,
+        values: Tensor | None,
+        kept: Tensor | None = None,
+        order: Tensor | None = None,
+        instruction: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Soft tokens float[M, N, D] of what `encode` takes, and `Batch.instruction` for a connector that reads it."""
+        return self.connector(self.features(values, kept, order), *(instruction or ()))
 
     def features(self, values: Tensor | None, kept: Tensor | None = None, order: Tensor | None = None) -> Tensor:
         """What the connector is given, float[M, P, E], of what `encode` takes."""
@@ -64,7 +70,11 @@ class Branch(nn.Module):
 
     def idle(self, like: Tensor) -> Tensor:
         """Soft tokens of an item of zeros that depend on every weight: for a batch that has none of this modality."""
-        soft = self(torch.zeros(1, *self.spec.item_shape, device=like.device))
+        word = None
+        if getattr(self.connector, "reads_instruction", False):
+            ids = torch.zeros(1, 1, dtype=torch.int64, device=like.device)
+            word = ids, torch.ones_like(ids, dtype=torch.bool)
+        soft = self(torch.zeros(1, *self.spec.item_shape, device=like.device), instruction=word)
         return soft if self.newline is None else soft + self.newline.to(soft.dtype)
 
 
@@ -100,7 +110,7 @@ class MultimodalModel(nn.Module):
         soft: dict[str, Tensor] = {}
         for modality, branch in self._branches():
             if modality in batch.media_owners:
-                soft[modality] = branch(*batch.encodes(modality))
+                soft[modality] = branch(*batch.encodes(modality), batch.instruction(modality))
                 placed = soft[modality]
                 if modality in batch.gather:
                     placed = arrange(placed, batch.gather[modality], branch.newline, batch.blend.get(modality))

@@ -6,10 +6,12 @@ Nothing here knows a model; lengths, labels and slots are decided here, on the C
 from mmexp.prompt.boxes import OutsideViewError, to_picture, to_view
 from mmexp.prompt.boxtext import BoxText
 from mmexp.prompt.encoded import Encoded
+from mmexp.prompt.exchanges import describe
 from mmexp.prompt.image import BadMediaError, image_size, load_image
+from mmexp.prompt.instruction import InstructionTokenizer
 from mmexp.prompt.jinja import to_jinja
 from mmexp.prompt.media import FeatureLookup
-from mmexp.prompt.processor import Layout, Processor, TooLongError, describe
+from mmexp.prompt.processor import Layout, Processor, TooLongError
 from mmexp.prompt.region import RegionFormat
 from mmexp.prompt.template import ChatTemplate
 from mmexp.prompt.tiles import AnyRes, DynamicTiles
@@ -24,6 +26,7 @@ __all__ = [
     "DynamicTiles",
     "Encoded",
     "FeatureLookup",
+    "InstructionTokenizer",
     "Layout",
     "OutsideViewError",
     "Processor",

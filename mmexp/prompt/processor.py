@@ -10,7 +10,9 @@ from mmexp.contracts import IGNORE, Box, Item, Medium, Sample, Turn
 from mmexp.errors import DataError
 from mmexp.prompt.boxtext import WHOLE, BoxText
 from mmexp.prompt.encoded import Encoded
+from mmexp.prompt.exchanges import check_roles, describe, exchanges_of, join, media_of
 from mmexp.prompt.image import BadMediaError
+from mmexp.prompt.instruction import InstructionTokenizer, instruction_of
 from mmexp.prompt.media import FeatureLookup, SampleMedia, SlotRule
 from mmexp.prompt.template import ChatTemplate
 from mmexp.prompt.tokenizer import SegmentTokenizer
@@ -30,6 +32,8 @@ class Layout:
 
     encoded: Encoded
     media: tuple[Medium, ...]
+    instructions: tuple[tuple[int, ...] | None, ...] = ()
+    """What the connector reads beside each of `media`; None for one beside which it reads nothing."""
     num_dropped_turns: int = 0
     reader: SampleMedia | None = None
     """What has read the headers of the media already."""
@@ -60,6 +64,9 @@ class Processor:
     its transform."""
     backdrop: Colour | None = None
     """What lies under transparent pixels, red, green and blue; None shows the colour hidden under them."""
+
+    instructions: Mapping[str, InstructionTokenizer] = field(default_factory=dict)
+    """Per modality the tokenizer of a connector that reads the words beside a medium."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError when the tokenizer lacks a control token of the template."""
@@ -106,14 +113,14 @@ class Processor:
             As `encode_prompt`, but for unreadable media.
         """
         turns = sample.turns
-        _check_roles(sample)
+        check_roles(sample)
         if not turns or turns[-1].role == "assistant":
             raise DataError("nothing to answer", expected="a user turn at the end", where=describe(sample))
         reader = self.reader(sample)
         encoded = self._encode(sample.turns, sample, reader, generation_prompt=True)
         if len(encoded.ids) > self.max_length_tokens:
             raise self._too_long(len(encoded.ids), sample)
-        return Layout(encoded=encoded, media=_media(sample.turns), reader=reader)
+        return self._laid(encoded, turns, sample, reader)
 
     def layout(self, sample: Sample) -> Layout:
         """Everything `encode` decides, without decoding a medium: whole exchanges go from the end until it fits.
@@ -121,7 +128,7 @@ class Processor:
         Raises:
             As `encode`, but for unreadable media.
         """
-        _check_roles(sample)
+        check_roles(sample)
         if not any(turn.role == "assistant" for turn in sample.turns):
             raise DataError(
                 "a conversation without an answer",
@@ -129,25 +136,44 @@ class Processor:
                 where=describe(sample),
                 fix="remove the row, or add the answer",
             )
-        exchanges = _exchanges(sample.turns)
+        exchanges = exchanges_of(sample.turns)
         reader = self.reader(sample)
         encoded = self._encode(sample.turns, sample, reader)
         if len(encoded.ids) <= self.max_length_tokens:
-            return Layout(encoded=encoded, media=_media(sample.turns), reader=reader)
+            return self._laid(encoded, sample.turns, sample, reader)
         best: tuple[Encoded, int] | None = None
         low, high = 1, len(exchanges) - 1
         while low <= high:  # a longer beginning of the conversation is never shorter in tokens
             middle = (low + high) // 2
-            shorter = self._encode(_join(exchanges[:middle]), sample, reader)
+            shorter = self._encode(join(exchanges[:middle]), sample, reader)
             if len(shorter.ids) <= self.max_length_tokens:
                 best, low = (shorter, middle), middle + 1
             else:
                 high = middle - 1
         if best is None:
             raise self._too_long(len(encoded.ids), sample)
-        kept = _join(exchanges[: best[1]])
-        num_dropped = len(sample.turns) - len(kept)
-        return Layout(encoded=best[0], media=_media(kept), num_dropped_turns=num_dropped, reader=reader)
+        kept = join(exchanges[: best[1]])
+        return self._laid(best[0], kept, sample, reader)
+
+    def _laid(self, encoded: Encoded, turns: Sequence[Turn], sample: Sample, reader: SampleMedia) -> Layout:
+        """The layout of the turns that are kept."""
+        instructions: list[tuple[int, ...] | None] = []
+        if self.instructions:
+            for turn in self._seen(turns, reader):
+                text = instruction_of(turn, self.template, sample.id) if turn.media else ""
+                readers = [self.instructions.get(medium.modality) for medium in turn.media]
+                instructions += [reader and reader.encode(text) for reader in readers]
+        return Layout(
+            encoded=encoded,
+            media=media_of(turns),
+            instructions=tuple(instructions),
+            num_dropped_turns=len(sample.turns) - len(turns),
+            reader=reader,
+        )
+
+    def _seen(self, turns: Sequence[Turn], reader: SampleMedia) -> Sequence[Turn]:
+        """The turns with boxes as they are written."""
+        return reader.in_view(turns) if self.box_frame == "view" else turns
 
     def _frame(self, sample: Sample, medium: int) -> Box:
         return self.reader(sample).window(medium) if self.box_frame == "view" else WHOLE
@@ -160,8 +186,7 @@ class Processor:
         self, turns: Sequence[Turn], sample: Sample, reader: SampleMedia, generation_prompt: bool = False
     ) -> Encoded:
         try:
-            seen = reader.in_view(turns) if self.box_frame == "view" else turns
-            segments = self.template.render(seen, generation_prompt, key=sample.id)
+            segments = self.template.render(self._seen(turns, reader), generation_prompt, key=sample.id)
             encoded = self.tokenizer.encode(segments, reader.slot_lengths(self.slot_lengths))
             encoded.limit_answers(self.template.max_answer_tokens, self.template.answer_cut)
             return encoded
@@ -197,6 +222,7 @@ class Processor:
             labels=input_ids.masked_fill(~supervised, IGNORE),
             runs=tuple(encoded.runs),
             **_load(layout.media, layout.reader or self.reader(sample), kept or {}),
+            instructions=_instructions(layout),
             num_dropped_turns=layout.num_dropped_turns,
             num_cut_tokens=encoded.num_cut_tokens,
             meta=sample.meta,
@@ -214,37 +240,12 @@ def _load(media: Sequence[Medium], reader: SampleMedia, kept: Mapping[str, Featu
     return found
 
 
-def describe(sample: Sample) -> str:
-    """Dataset and id of a sample, for messages."""
-    return f"{sample.dataset}, sample {sample.id!r}" if sample.dataset else f"sample {sample.id!r}"
+def _instructions(layout: Layout) -> dict[str, tuple[Tensor, ...]]:
+    """As `Item.instructions`."""
+    import torch
 
-
-def _media(turns: Sequence[Turn]) -> tuple[Medium, ...]:
-    return tuple(medium for turn in turns for medium in turn.media)
-
-
-def _check_roles(sample: Sample) -> None:
-    """Raises DataError unless the turns are: perhaps a system turn, then user and assistant in alternation."""
-    roles = [turn.role for turn in sample.turns]
-    body = roles[1:] if roles[:1] == ["system"] else roles
-    if body != [("user", "assistant")[index % 2] for index in range(len(body))]:
-        raise DataError(
-            f"turns in the order {', '.join(roles)}",
-            expected="user and assistant in alternation, at most one system turn before them",
-            where=describe(sample),
-            fix="merge neighbouring turns of one speaker",
-        )
-
-
-def _exchanges(turns: Sequence[Turn]) -> list[list[Turn]]:
-    """Groups of turns that are kept or cut together; the first one includes the system turn."""
-    groups: list[list[Turn]] = [[]]
-    for turn in turns:
-        if turn.role == "user" and any(other.role == "user" for other in groups[-1]):
-            groups.append([])
-        groups[-1].append(turn)
-    return groups
-
-
-def _join(exchanges: Sequence[Sequence[Turn]]) -> list[Turn]:
-    return [turn for exchange in exchanges for turn in exchange]
+    found: dict[str, tuple[Tensor, ...]] = {}
+    for medium, ids in zip(layout.media, layout.instructions, strict=bool(layout.instructions)):
+        if ids is not None:
+            found[medium.modality] = (*found.get(medium.modality, ()), torch.tensor(ids, dtype=torch.int64))
+    return found

@@ -58,8 +58,8 @@ class SegmentTokenizer:
             tokenizer.add_tokens(list(self.new_tokens), special_tokens=True)
             backend = tokenizer.backend_tokenizer
         self.hf = tokenizer
-        self._fresh = _private_copy(backend.to_str())
-        self._continued = _private_copy(_without_first_prefix(backend.to_str()))
+        self._fresh = private_copy(backend.to_str())
+        self._continued = private_copy(_without_first_prefix(backend.to_str()))
         self._roles = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
         self._special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self._special |= {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -210,7 +210,7 @@ def _slot_length(medium: Medium, slot_lengths: Mapping[str, int | SlotLength]) -
     return length if isinstance(length, int) else length(medium)
 
 
-def _private_copy(serialized: str) -> Tokenizer:
+def private_copy(serialized: str) -> Tokenizer:
     """A backend of our own: special tokens in text stay text, and nothing is cut or padded behind our back."""
     from tokenizers import Tokenizer
 

@@ -78,11 +78,15 @@ def _media(plan: Plan, each: list[int], slots: dict[str, int], names: tuple[str,
         return {}
     views = {m: slots_of_medium(plan, m)[0] if plan.spec.width else 1 for m in plan.inputs}
     owners = tuple(name for name, count in zip(names, each, strict=True) for _ in range(count))
+    read = {m: branch.instruction.max_tokens for m, branch in plan.inputs.items() if branch.instruction}
+    words = {m: torch.zeros(total * views[m], length, dtype=torch.int64) for m, length in read.items()}
     shape = {m: branch.spec.item_shape for m, branch in plan.inputs.items()}
     return {
         "media": {m: torch.empty(total * views[m], *shape[m], device="meta") for m in plan.inputs},
         "slot_lengths": {m: (slots[m],) * total for m in plan.inputs},
         "media_owners": dict.fromkeys(plan.inputs, owners),
+        "instructions": words,
+        "instruction_masks": {m: torch.ones_like(ids, dtype=torch.bool) for m, ids in words.items()},
         "views": {m: (views[m],) * total for m in plan.inputs if views[m] > 1},
     }
 

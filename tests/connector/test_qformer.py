@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mmexp.connector import Qformer, QformerConfig, QformerConnector
-from mmexp.connector.qformer import additive
+from mmexp.connector.qformer_layers import additive
 from mmexp.contracts import EncoderSpec
-from mmexp.errors import CheckpointError, ConfigError
+from mmexp.errors import CheckpointError, ConfigError, SpliceError
 from tests.differences import Differences
 
 Variant = Literal["stripped", "text", "full"]
@@ -29,7 +29,7 @@ SWAPS = {
 def tiny(variant: Variant, init: str | None = None) -> QformerConfig:
     return QformerConfig(
         variant=variant, init=init, num_queries=5, width=32, num_layers=4, num_heads=4, ffn_width=48, vocab_size=61,
-        max_text_tokens=16,
+        max_text_tokens=16, tokenizer="some/bert" if variant == "text" else None, max_instruction_tokens=16,
     )  # fmt: skip
 
 
@@ -74,7 +74,8 @@ def test_as_many_parameters_as_published(variant: Variant, expected: int) -> Non
 )
 def test_as_many_trained_parameters_as_published(variant: Variant, llm_width: int, total: int) -> None:
     with torch.device("meta"):
-        connector = QformerConfig(variant=variant).build(EVA, llm_width)
+        tokenizer = "some/bert" if variant == "text" else None
+        connector = QformerConfig(variant=variant, tokenizer=tokenizer).build(EVA, llm_width)
     ln_vision = 2 * EVA.width
     assert count(connector) + ln_vision == total
     assert [name for name, _ in connector.named_children()] == ["qformer", "proj"]
@@ -257,3 +258,27 @@ def test_bert_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_sizes_that_cannot_be_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"connector.{next(iter(wrong))}"):
         QformerConfig(**wrong).build(SPEC, 8)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("settings", "where", "words"),
+    [
+        ({}, "connector.tokenizer", "has no tokenizer"),
+        ({"variant": "stripped", "tokenizer": "some/bert"}, "connector.tokenizer", "reads no instruction"),
+        ({"tokenizer": "some/bert", "max_instruction_tokens": 513}, "connector.max_instruction_tokens", "3 to 512"),
+        ({"tokenizer": "some/bert", "max_instruction_tokens": 2}, "connector.max_instruction_tokens", "3 to 512"),
+    ],
+)
+def test_an_instruction_that_cannot_be_read_is_refused(settings: dict[str, Any], where: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as error, torch.device("meta"):
+        QformerConfig(**{"variant": "text", **settings}).build(EVA, 4096)
+    assert error.value.where == where
+
+
+def test_without_an_llm_text_comes_from_the_objective() -> None:
+    assert not QformerConfig(variant="text").build(SPEC, 0).reads_instruction
+
+
+def test_queries_trained_beside_text_never_run_alone() -> None:
+    with pytest.raises(SpliceError, match="without an instruction"):
+        built("text")(features())

@@ -101,7 +101,7 @@ def exported(plan: Plan, out: Path) -> Any:
         ("opt", {}),
         ("opt", {"template": load_template("blip2_align")}),
         ("opt", {"template": load_template("blip2_lora"), "exact_pixels": True}),
-        ("opt", {"connector": qformer("text"), "image_fit": "crop"}),
+        ("opt", {"connector": qformer("full"), "image_fit": "crop"}),
         ("t5", {}),
     ],
     ids=["opt_vqa", "bos_is_a_target", "caption", "text_left_out", "t5"],

@@ -14,7 +14,7 @@ from torch import multiprocessing
 from torch.nn import functional
 
 from mmexp.connector import MlpConfig
-from mmexp.connector.qformer import additive
+from mmexp.connector.qformer_layers import additive
 from mmexp.contracts import Losses
 from mmexp.data import Collator
 from mmexp.data.dataset import Dropped

@@ -60,7 +60,8 @@ def ours(variant: Any, llm: Any = None, width: int = 0) -> MultimodalModel:
     encoder = LavisVisionConfig(path="", from_scratch=True, width=E, num_blocks=2, num_heads=2, mlp_width=36,
                                 patch_size_px=4, image_size_px=16)  # fmt: skip
     connector = QformerConfig(variant=variant, num_queries=Q, width=W, num_layers=3, num_heads=2, ffn_width=32,
-                              vocab_size=WORDS, max_text_tokens=20)  # fmt: skip
+                              vocab_size=WORDS, max_text_tokens=20, max_instruction_tokens=20,
+                              tokenizer="some/bert" if variant == "text" else None)  # fmt: skip
     branch = Branch(encoder.build(), connector.build(encoder.spec(), width), encoder.spec())
     return MultimodalModel(llm or torch.nn.Identity(), {"image": branch}).eval()
 

@@ -32,6 +32,8 @@ CASES = {
     "blip2_t5_caption": ("llama2", [("annotations", "llava_pretrain.json", 3)]),
     "blip2_t5_vqa": ("llama2", [("annotations", "llava_instruct.json", 2)]),
     "blip2_represent": ("bert-base-uncased", [("annotations", "llava_pretrain.json", 4)]),
+    "instructblip": ("llama2", [("annotations", "llava_instruct.json", 2), ("annotations", "llava_pretrain.json", 1)]),
+    "instructblip_t5": ("llama2", [("annotations", "llava_instruct.json", 2)]),
     "qwen_vl": ("qwen", [("annotations", "llava_instruct.json", 2), ("text", "mllm_demo_conversations.json", 4)]),
     "qwen_vl_base": ("qwen", [("annotations", "llava_instruct.json", 2), ("annotations", "llava_pretrain.json", 2)]),
     "qwen25": ("qwen", [("annotations", "llava_instruct.json", 1)]),

@@ -125,6 +125,8 @@ FORMS = {
     "minigptv2": "<bos>[INST] S <Img>[img]</Img> q1  [/INST]a1<eos><bos>[INST] q2  [/INST]a2<eos>",
     "blip2_vqa": "S [img]<bos>Question: q1 Answer: a1\nQuestion: q2 Answer: a2\n",
     "blip2_t5_vqa": "S [img]Question: q1 Short answer:<eos>a1<eos>Question: q2 Short answer:<eos>a2<eos>",
+    "instructblip": "S [img]<bos>q1a1<eos> q2a2<eos>",
+    "instructblip_t5": "S [img]q1<eos>a1<eos> q2<eos>a2<eos>",
     "internlm2": "<bos?><|im_start|>system\nS<|im_end|><|im_start|>user\n<img>[img]</img>\nq1<|im_end|>"
     "<|im_start|>assistant\na1<|im_end|><|im_start|>user\nq2<|im_end|><|im_start|>assistant\na2<|im_end|>",
     "qwen_vl": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nPicture 1: <img>[img]</img>\nq1<|im_end|>\n"
@@ -190,7 +192,7 @@ def test_first_words_of_a_caption_go_to_its_prompt():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_templates_that_write_prompt_and_answer_as_one_text_are_named(name):
-    if name.startswith("blip2_t5"):
+    if name.startswith("blip2_t5") or name == "instructblip_t5":
         load_template(name).check_apart("t5")
     else:
         with pytest.raises(ConfigError, match=f"{name} writes prompt and answer as one text"):
