@@ -102,7 +102,7 @@ def test_minigpt4_with_llama2_brings_its_projection(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     stripped = file_of(parts("stripped", llm_width=8), tmp_path / "stripped.pth")
     with pytest.raises(CheckpointError, match=r"word_embeddings\.weight is missing"):
-        load_foreign(parts("text", llm_width=8), stripped)
+        load_foreign(parts("text", llm_width=0), stripped)
     torch.save({"model": {"llama_proj.weight": torch.ones(9, W), "llama_proj.bias": torch.ones(9)}}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"proj\.weight is \(9, 16\), here \(8, 16\)"):
         load_foreign(parts("stripped", llm_width=8), tmp_path / "w.pth")
