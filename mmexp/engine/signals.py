@@ -60,8 +60,9 @@ class StopSignals:
 
     def agreed(self, trainer: Trainer) -> int:
         """The signal that any process of the job has noted, 0 for none; all must ask at the same boundary."""
-        self.noted = int(largest(trainer, self.noted))
-        return self.noted
+        agreed = int(largest(trainer, self.noted))
+        self.noted = agreed or self.noted  # a signal that came while this waited for the others counts at the next one
+        return agreed
 
     def _note(self, signum: int, frame: Any) -> None:
         if self.noted and signum == signal.SIGINT:

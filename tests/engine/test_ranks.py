@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from mmexp.engine.heartbeat import Heartbeat, lost_process
 from mmexp.engine.manifest import RunDir
 from mmexp.engine.ranks import is_main, shared_run_id
-from mmexp.engine.signals import Interrupted, requeue
+from mmexp.engine.signals import Interrupted, StopSignals, requeue
 from mmexp.errors import ConfigError
 
 NAMES = ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK", "SLURM_JOB_ID",
@@ -106,6 +110,25 @@ def test_a_scontrol_that_fails_is_reported_and_does_no_harm(
     with caplog.at_level("WARNING", logger="mmexp"):
         assert not requeue(RunDir(tmp_path), Interrupted(signal.SIGUSR1, 5))
     assert "ended with code 3: no such job" in caplog.text
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_kept() -> None:
+    signals = StopSignals()
+
+    def reduce(own: Any, reduce_op: str) -> Any:
+        if not signals.noted:
+            os.kill(os.getpid(), signal.SIGTERM)  # the others have not noted it in this round
+            return torch.zeros_like(own)
+        return own
+
+    strategy = SimpleNamespace(reduce=reduce, root_device=torch.device("cpu"))
+    trainer: Any = SimpleNamespace(world_size=2, strategy=strategy)
+    signals.install()
+    try:
+        assert signals.agreed(trainer) == 0
+        assert signals.agreed(trainer) == signal.SIGTERM
+    finally:
+        signals.restore()
 
 
 def test_errors_of_the_process_group_are_told_from_others() -> None:
