@@ -16,6 +16,7 @@ import yaml
 
 from mmexp.config import Checked, Invocation, check, load_run_config, redact, redact_overrides
 from mmexp.config.spine import ProcessorConfig
+from mmexp.data.sharing import require_shareable
 from mmexp.engine.manifest import RunDir, open_run_dir, provenance, write_text
 from mmexp.engine.ranks import RUN_ID, is_main, shared_run_id
 from mmexp.errors import CheckpointError, ConfigError
@@ -67,6 +68,8 @@ class Experiment:
         import torch
 
         _ = self.plan.processor
+        if self.checked.spine.processor.row == "shared":
+            require_shareable(self.plan.spec, self.checked.parts["objective"])
         with torch.device("meta"):
             self.checked.parts["objective"].build(self.plan).requires(self.plan)
 
@@ -137,6 +140,7 @@ class Experiment:
             order=spine.processor.order,
             shuffle_window=spine.processor.shuffle_window,
             packing_window=spine.processor.packing_window,
+            max_shared=spine.processor.max_shared,
             cache=Path(spine.paths.cache),
             feature_cache_gb=spine.processor.feature_cache_gb if spine.processor.feature_cache != "none" else None,
             log_ids=spine.processor.log_ids,

@@ -165,19 +165,26 @@ class Batch:
     """Rows made of segments (samples). Attention never crosses a segment and positions restart in each one.
 
     A flat batch is one row that holds all segments; a padded batch has one segment in each row. Both are the same
-    code path: what lies behind the last segment of a row is padding.
+    code path: what lies behind the last segment of a row is padding. In a shared batch, samples that begin alike are
+    one segment with that beginning, and one with the rest of each, which sees the beginning too.
     """
 
     input_ids: Tensor
     """int64[B, T]"""
     labels: Tensor
-    """int64[B, T]; the first position of every segment is `IGNORE`, so the shift by one cannot cross a border."""
+    """int64[B, T]; the first position of every segment is `IGNORE`, so the shift by one cannot cross a border, unless
+    that segment goes on from another one."""
     positions: Tensor
-    """int64[B, T], restarting at 0 in every segment"""
+    """int64[B, T], restarting at 0 in every segment, unless it goes on from another one"""
     segment_lengths: tuple[tuple[int, ...], ...]
     """Per row the lengths of its segments, left to right; the rest of the row is padding."""
     ids: tuple[str, ...]
     """Sample ids in segment order (row by row), for messages and logs."""
+    followers: tuple[tuple[int, ...], ...] = ()
+    """Per row and segment how many of the segments behind it go on from it, as samples that begin with it: it is none
+    itself. Empty where every segment is a sample."""
+    previous: Tensor | None = None
+    """int64[B * T], the flat place from which each position's token is predicted; None where it is the one in front."""
     prompt_lengths: tuple[tuple[int, ...], ...] = ()
     """Per row and segment how many positions stand in front of its first target; all of it where there is none."""
     datasets: tuple[str, ...] = ()
@@ -240,6 +247,7 @@ class Batch:
             input_ids=self.input_ids.to(device, non_blocking=non_blocking),
             labels=self.labels.to(device, non_blocking=non_blocking),
             positions=self.positions.to(device, non_blocking=non_blocking),
+            previous=None if self.previous is None else self.previous.to(device, non_blocking=non_blocking),
             slots=move(self.slots),
             media=move(self.media),
             features=move(self.features),
@@ -260,7 +268,7 @@ class Batch:
         return None if ids is None else (ids, self.instruction_masks[modality])
 
     def spans(self) -> Iterator[tuple[int, int, int]]:
-        """Row, start and end of every segment, in the order of `ids`."""
+        """Row, start and end of every segment, in the order of `ids` where no segment goes on from another one."""
         for row, lengths in enumerate(self.segment_lengths):
             start = 0
             for length in lengths:
@@ -330,6 +338,8 @@ class LlmSpec:
     """The architecture's name in transformers, for messages"""
     reads_apart: bool = False
     """Whether an encoder reads the prompt and a decoder writes the answer, so that they are two texts."""
+    shares_beginnings: bool = False
+    """Whether texts that begin alike can have that beginning computed once."""
 
 
 @dataclass(frozen=True, kw_only=True)

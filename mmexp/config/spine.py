@@ -91,15 +91,19 @@ class ProcessorConfig:
     rows, or of the samples that it has seen once these are more."""
     max_length_tokens: int = 2048
     """Longest sample, soft tokens included; whole turns are cut from the end."""
-    row: Literal["flat", "padded", "packed"] = "flat"
-    """One row of segments without padding, one padded row a sample, or several samples in each row of at most
-    `max_length_tokens`. Where rows are packed, batch sizes and epochs count rows."""
+    row: Literal["flat", "padded", "packed", "shared"] = "flat"
+    """`flat`: one row of segments without padding; `padded`: one padded row a sample; `packed`: several samples in each
+    row of at most `max_length_tokens`; `shared`: as flat, but samples that show the same picture files stand side by
+    side, and what they begin with is computed once. Where rows are packed or shared, batch sizes and epochs count rows:
+    a shared row is a picture with all its texts."""
     order: Literal["shuffled", "length", "modality_length"] = "shuffled"
     """Plain shuffle, or optimizer steps of samples of like length (and, as LLaVA, of one modality)."""
     shuffle_window: int = 8192
     """Samples; how far the shuffle of data in shards moves one. Smaller reads tars more evenly, larger mixes better."""
     packing_window: int = 4096
     """Samples that are packed together."""
+    max_shared: int = 16
+    """Texts of a shared row; a picture with more makes several rows."""
     log_ids: bool = False
     """Whether data_order.jsonl in the run directory lists the samples of every micro-batch."""
     feature_cache: Literal["none", "read_write"] = "none"

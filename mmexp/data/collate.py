@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmexp.contracts import IGNORE, Batch, Item
 from mmexp.data.dataset import Dropped
 from mmexp.data.packing import next_fit
+from mmexp.data.sharing import Piece, share
 from mmexp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class Collator:
     Args:
         pad_id: Token id behind the last segment of a row.
         row: `flat` puts all segments into one row without padding; `padded` gives each one its own row; `packed` fills
-            rows of at most `capacity` tokens in the order of the items.
+            rows of at most `capacity` tokens in the order of the items; `shared` is flat, but for neighbours that begin
+            with the same media: that beginning is a segment, and the rest of each.
         capacity: Tokens of a packed row, at least those of the longest item.
     """
 
@@ -36,8 +38,8 @@ class Collator:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for an unknown row layout."""
-        if self.row not in ("flat", "padded", "packed"):
-            raise ConfigError(f"{self.row!r}", expected="flat, padded or packed", where="processor.row")
+        if self.row not in ("flat", "padded", "packed", "shared"):
+            raise ConfigError(f"{self.row!r}", expected="flat, padded, packed or shared", where="processor.row")
         if self.row == "packed" and self.capacity < 1:
             raise ConfigError(f"{self.capacity}", expected="1 token or more", where="processor.max_length_tokens")
 
@@ -54,12 +56,12 @@ class Collator:
         items_or_blank = items or [_blank(self.pad_id)]
         rows = self._rows(items_or_blank)
         batch_tensors = self._lay_out(rows)
+        pieces = [piece.item for row in rows for piece in row]
         return Batch(
             **batch_tensors,
-            **_stack_media(items),
-            **_stack_instructions(items),
-            segment_lengths=tuple(tuple(len(item.input_ids) for item in row) for row in rows),
-            prompt_lengths=tuple(tuple(_prompt_length(item) for item in row) for row in rows),
+            **_stack_media(pieces),
+            **_stack_instructions(pieces),
+            **_segments(rows),
             ids=tuple(item.id for item in items_or_blank),
             datasets=tuple(item.dataset for item in items_or_blank),
             meta=tuple(item.meta for item in items_or_blank),
@@ -71,36 +73,57 @@ class Collator:
             num_cut_tokens=sum(item.num_cut_tokens for item in items),
         )
 
-    def _rows(self, items: Sequence[Item]) -> list[Sequence[Item]]:
+    def _rows(self, items: Sequence[Item]) -> list[list[Piece]]:
         """The items row by row."""
+        if self.row == "shared":
+            return [share(items)]
+        pieces = [Piece(item) for item in items]
         if self.row == "padded":
-            return [[item] for item in items]
+            return [[piece] for piece in pieces]
         if self.row == "flat":
-            return [items]
+            return [pieces]
         ends = list(accumulate(next_fit([len(item.input_ids) for item in items], self.capacity)))
-        return [items[start:end] for start, end in pairwise([0, *ends])]
+        return [pieces[start:end] for start, end in pairwise([0, *ends])]
 
-    def _lay_out(self, rows: Sequence[Sequence[Item]]) -> dict[str, Any]:
+    def _lay_out(self, rows: Sequence[Sequence[Piece]]) -> dict[str, Any]:
         """`input_ids`, `labels`, `positions` and `slots` of the rows."""
         import torch  # not at the top: the config door reads this room's dataclasses and must stay fast
 
-        length = max(sum(len(item.input_ids) for item in row) for row in rows)
+        length = max(sum(len(item.input_ids) for item, *_ in row) for row in rows)
         shape = (len(rows), length)
         input_ids, labels = torch.full(shape, self.pad_id), torch.full(shape, IGNORE)
         positions = torch.zeros(shape, dtype=torch.int64)
         slots: dict[str, Tensor] = {}
         for number, row in enumerate(rows):
             start = 0
-            for item in row:
-                end = start + len(item.input_ids)
+            for item, first, _ in row:
+                end, unpredicted = start + len(item.input_ids), first == 0
                 input_ids[number, start:end] = item.input_ids
-                labels[number, start + 1 : end] = item.labels[1:]
-                positions[number, start:end] = torch.arange(end - start)
+                labels[number, start + unpredicted : end] = item.labels[unpredicted:]
+                positions[number, start:end] = torch.arange(first, first + end - start)
                 for run in item.runs:
                     slot = slots.setdefault(run.modality, torch.zeros(shape, dtype=torch.bool))
                     slot[number, start + run.start : start + run.start + run.length] = True
                 start = end
         return {"input_ids": input_ids, "labels": labels, "positions": positions, "slots": slots}
+
+
+def _segments(rows: Sequence[Sequence[Piece]]) -> dict[str, Any]:
+    """`segment_lengths` and `prompt_lengths`; `followers` and `previous` where pieces go on from others."""
+    import torch
+
+    lengths = tuple(tuple(len(piece.item.input_ids) for piece in row) for row in rows)
+    followers = tuple(tuple(piece.num_followers for piece in row) for row in rows)
+    if not any(map(any, followers)):
+        prompts = tuple(tuple(_prompt_length(piece.item) for piece in row) for row in rows)
+        return {"segment_lengths": lengths, "prompt_lengths": prompts}
+    (row,), (counts,) = lengths, followers
+    starts = [0, *accumulate(row)]
+    previous = torch.arange(starts[-1]) - 1
+    for at, count in enumerate(counts):
+        for follower in range(at + 1, at + 1 + count):
+            previous[starts[follower]] = starts[at + 1] - 1
+    return {"segment_lengths": lengths, "followers": followers, "previous": previous}
 
 
 def _prompt_length(item: Item) -> int:

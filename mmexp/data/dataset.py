@@ -127,7 +127,7 @@ class DropCounts:
         Raises:
             DataError: a reason took more than its share of the samples seen so far.
         """
-        kept = sum(map(len, batch.segment_lengths)) if batch.num_supervised else 0
+        kept = len(batch.ids) if batch.num_supervised else 0
         self.num_seen += kept + sum(map(len, batch.dropped.values()))
         self.num_dropped_turns += batch.num_dropped_turns
         self.num_cut_tokens += batch.num_cut_tokens

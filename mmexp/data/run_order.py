@@ -15,11 +15,18 @@ from mmexp.data.mixture import Mixture
 from mmexp.data.order import SHUFFLE_WINDOW, draws_of
 from mmexp.data.packing import PACKING_WINDOW, Packer
 from mmexp.data.sampler import RunOrder
+from mmexp.data.sharing import SharedRows, groups_of
 from mmexp.errors import ConfigError
 from mmexp.prompt import Processor
 
 if TYPE_CHECKING:
     from numpy import ndarray
+
+
+_SEVERAL = {
+    "packed": "needs long and short samples side by side; rows that are equally full share a micro-batch anyway",
+    "shared": "puts samples of all lengths that show the same picture side by side",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +41,10 @@ class OrderSettings:
     world_size: int = 1
     order: str = "shuffled"
     """`shuffled`, `length` or `modality_length`."""
-    is_packed: bool = False
-    """Whether a row holds several samples."""
+    row: str = "flat"
+    """`packed` and `shared` put several samples into a row."""
+    max_shared: int = 16
+    """Samples of a shared row."""
     shuffle_window: int = SHUFFLE_WINDOW
     """Samples; of data in shards."""
     packing_window: int = PACKING_WINDOW
@@ -46,15 +55,15 @@ class OrderSettings:
     """Processes that count tokens."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for an order that packed rows cannot have, and for windows without a size."""
-        if self.is_packed and self.order != "shuffled":
+        """Raises ConfigError for an order that rows of several samples cannot have, and for windows without a size."""
+        if self.row in _SEVERAL and self.order != "shuffled":
             raise ConfigError(
-                f"{self.order} while processor.row is packed, which needs long and short samples side by side",
-                expected="shuffled; rows that are equally full share a micro-batch anyway",
+                f"{self.order} while processor.row is {self.row}, which {_SEVERAL[self.row]}",
+                expected="shuffled",
                 where="processor.order",
                 fix="processor.order=shuffled, or processor.row=padded",
             )
-        for name in ("shuffle_window", "packing_window"):
+        for name in ("shuffle_window", "packing_window", "max_shared"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{getattr(self, name)}", expected="at least 1", where=f"processor.{name}")
 
@@ -73,7 +82,10 @@ def build_order(dataset: Dataset, processor: Processor, settings: OrderSettings)
     packer = grouping = None
     identity: dict[str, Any] = dict(dataset.identity()) if isinstance(dataset, Mixture) else {}
     lengths = _word_lengths(dataset, settings.order) if by_length else None
-    if settings.is_packed:
+    if settings.row == "shared":
+        packer = SharedRows(groups=groups_of(dataset), most=settings.max_shared)
+        identity["processor.row"] = f"shared by at most {settings.max_shared} samples, pictures {packer.digest}"
+    if settings.row == "packed":
         tokens = token_lengths(dataset, processor, settings.cache, settings.num_workers)
         packer = Packer(
             lengths=tokens,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmexp.data.grouping import Grouping
 from mmexp.data.order import Draws
 from mmexp.data.packing import Packer
+from mmexp.data.sharing import SharedRows
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -56,7 +57,7 @@ class RunOrder:
         self,
         draws: Draws,
         *,
-        packer: Packer | None = None,
+        packer: Packer | SharedRows | None = None,
         grouping: Grouping | None = None,
         kinds: ndarray | None = None,
         lengths: ndarray | None = None,

@@ -59,7 +59,7 @@ class StageJob:
     trainer: TrainerConfig
     loggers: Mapping[str, Any]
     row: str
-    """How the collator lays out a batch: flat, padded or packed."""
+    """How the collator lays out a batch: flat, padded, packed or shared."""
     num_workers: int
     seed: int
     check_rows: int
@@ -70,6 +70,8 @@ class StageJob:
     """Samples; of data in shards."""
     packing_window: int = 4096
     """Samples that are packed together."""
+    max_shared: int = 16
+    """Samples of a shared row."""
     cache: Path | None = None
     """Folder that keeps token lengths and features; None counts lengths anew."""
     feature_cache_gb: float | None = None

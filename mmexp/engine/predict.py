@@ -17,7 +17,8 @@ from mmexp.evaluation import BenchmarkConfig, evaluate, merge_results
 from mmexp.evaluation.asking import Share
 from mmexp.evaluation.runner import Results
 from mmexp.llm import Sampling
-from mmexp.model.together import Continuations, common_length
+from mmexp.model.together import Continuations
+from mmexp.prompt import common_length
 
 if TYPE_CHECKING:
     from mmexp.engine.manifest import RunDir

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from inspect import signature
@@ -15,18 +15,18 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-NAME = "mmexp_segments"
+    from mmexp.llm.spans import Spans
 
-SegmentLengths = Sequence[Sequence[int]]
+NAME = "mmexp_segments"
 
 
 class UsedRows(NamedTuple):
     """The positions of a batch whose hidden states are used behind the last layer."""
 
     rows: Tensor
-    """int64[K], ascending places in the flattened batch"""
+    """int64[K], ascending places in the flattened batch; one that several tokens go on from is there several times"""
     places: Sequence[Tensor]
-    """Per segment, in their order, which of its own positions: int64[k], ascending and possibly empty"""
+    """Per span, in their order, which of its own positions: int64[k], ascending and possibly empty"""
 
 
 def register() -> str:
@@ -46,52 +46,63 @@ def segment_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    segment_lengths: SegmentLengths | None = None,
+    spans: Spans | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention that cannot cross a segment: one fused call per segment, nothing spent on padding.
+    """Causal attention that cannot cross a segment: one fused call per span, nothing spent on padding.
 
     Args:
         module: The attention layer that calls.
         query: float[B, heads, T, head width]; `key` and `value` alike, with their own number of heads.
         attention_mask: None in training; while generating, the mask that transformers made.
-        segment_lengths: Per row the lengths of its segments. None means an ordinary call (generation with a cache).
+        spans: Which positions see which. None means an ordinary call (generation with a cache).
 
     Returns:
         float[B, T, heads, head width] and no attention weights. What stands at padding has no meaning.
     """
-    if segment_lengths is None:
+    if spans is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     window = kwargs.get("sliding_window")
-    if _suits_varlen(query, dropout):
-        return _varlen(query, key, value, segment_lengths, scaling, window), None
+    if _suits_varlen(query, dropout) and not spans.have_branches:
+        return _varlen(query, key, value, spans, scaling, window), None
     width, mixed = value.shape[3], []
-    pieces = zip(*(_pieces(part, segment_lengths) for part in (query, key, value)), strict=True)
-    for lengths in segment_lengths:
-        for _ in lengths:
+    pieces = zip(*(spans.split(part) for part in (query, key, value)), strict=True)
+    for row in spans.rows:
+        k = v = None
+        for span in row:
+            front = k, v
             q, k, v = next(pieces)
-            mixed.append(_one_segment(q, k, v, scaling, dropout, window)[0].transpose(0, 1))
+            if span.branches:
+                seen = (torch.cat([one, own], dim=2) for one, own in zip(front, (k, v), strict=True))
+                out = _attend(q, *seen, scaling, dropout, spans.mask(span, q.device))
+            else:
+                out = _one_segment(q, k, v, scaling, dropout, window)
+            mixed.append(out[0].transpose(0, 1))
         padding = next(pieces)[0]
         mixed.append(padding.new_zeros(padding.shape[2], query.shape[1], width))
     return torch.cat(mixed).unflatten(0, (query.shape[0], query.shape[2])), None
 
 
-def used_rows(rows: Tensor, segment_lengths: SegmentLengths, num_columns: int) -> UsedRows:
-    """Which positions of which segments are used.
+def used_rows(rows: Tensor, spans: Spans) -> UsedRows:
+    """Which positions of which spans are used.
 
     Args:
         rows: int64[K], ascending places in the flattened batch, none of them padding.
-        segment_lengths: Per row the lengths of its segments.
-        num_columns: T
+        spans: All positions.
     """
+    lengths = [span.length for row in spans.rows for span in row]
     ends = torch.tensor(
-        [row * num_columns + end for row, lengths in enumerate(segment_lengths) for end in accumulate(lengths)]
+        [
+            number * spans.num_columns + end
+            for number, row in enumerate(spans.rows)
+            for end in accumulate(span.length for span in row)
+        ]
     )
-    starts = ends - torch.tensor([length for lengths in segment_lengths for length in lengths])
+    starts = ends - torch.tensor(lengths)
     counts = torch.searchsorted(rows.cpu(), ends).diff(prepend=ends.new_zeros(1))
     return UsedRows(rows, (rows - starts.repeat_interleave(counts).to(rows.device)).split(counts.tolist()))
 
@@ -101,7 +112,7 @@ def used_rows_attention(
     key: Tensor,
     value: Tensor,
     used: UsedRows,
-    segment_lengths: SegmentLengths,
+    spans: Spans,
     scaling: float | None = None,
     dropout: float = 0.0,
     window: int | None = None,
@@ -115,13 +126,18 @@ def used_rows_attention(
     Returns:
         float[1, heads, K, head width]
     """
-    keys, values = _pieces(key, segment_lengths), _pieces(value, segment_lengths)
+    keys, values = spans.split(key), spans.split(value)
     places, queries = iter(used.places), iter(query.split([len(each) for each in used.places], dim=2))
     mixed = []
-    for lengths in segment_lengths:
-        for _ in lengths:
+    for row in spans.rows:
+        k = v = None
+        for span in row:
+            front = k, v
             own, asked, k, v = next(places), next(queries), next(keys), next(values)
-            if len(own):
+            if len(own) and span.branches:
+                seen = (torch.cat([one, other], dim=2) for one, other in zip(front, (k, v), strict=True))
+                mixed.append(_attend(asked, *seen, scaling, dropout, spans.mask(span, own.device)[own]))
+            elif len(own):
                 distance = own[:, None] - torch.arange(k.shape[2], device=own.device)
                 mixed.append(_attend(asked, k, v, scaling, dropout, _within(distance, window)))
         next(keys)  # padding
@@ -154,14 +170,14 @@ def _varlen(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    segment_lengths: SegmentLengths,
+    spans: Spans,
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
     """As `segment_attention`, in one call; padding is a segment like others, whose output nobody uses."""
     from torch.nn.attention.varlen import varlen_attn
 
-    sizes = _sizes(segment_lengths, query.shape[2])
+    sizes = spans.sizes
     ends = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32).to(query.device, non_blocking=True)
     dtype = compute_dtype(query)  # autocast does not know the kernel
     q, k, v = (part.transpose(1, 2).flatten(0, 1).to(dtype) for part in (query, key, value))
@@ -171,17 +187,6 @@ def _varlen(
         enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     return mixed.unflatten(0, (query.shape[0], query.shape[2]))
-
-
-def _sizes(segment_lengths: SegmentLengths, num_columns: int) -> list[int]:
-    """Lengths of the segments of every row, each with the padding behind them."""
-    return [size for lengths in segment_lengths for size in (*lengths, num_columns - sum(lengths))]
-
-
-def _pieces(values: Tensor, segment_lengths: SegmentLengths) -> Iterator[Tensor]:
-    """float[B, heads, T, head width] to float[1, heads, t, head width] of every segment and of each row's rest."""
-    flat = values.transpose(1, 2).flatten(0, 1)  # one split and no slices: its gradient is one concatenation
-    return (piece.transpose(0, 1)[None] for piece in flat.split(_sizes(segment_lengths, values.shape[2])))
 
 
 def _one_segment(

@@ -84,6 +84,7 @@ class Llm(Protocol):
         segment_lengths: Sequence[Sequence[int]],
         prompt_lengths: Sequence[Sequence[int]],
         rows: Tensor | None = None,
+        followers: Sequence[Sequence[int]] = (),
     ) -> Tensor:
         """float[B, T, D] to the last hidden states float[B, T, D], each of which predicts the token behind it.
 
@@ -92,6 +93,7 @@ class Llm(Protocol):
 
         Attention stays inside segments. `prompt_lengths` says, per row and segment, how many positions stand in front
         of the first target: an encoder-decoder reads them with its encoder, a decoder-only LLM has no use for it.
+        `followers` is as in `Batch`, for an LLM that shares beginnings.
         """
         ...
 

@@ -11,10 +11,11 @@ from torch import nn
 
 from mmexp.errors import ConfigError
 from mmexp.llm import attention
-from mmexp.llm.checkpoint import LlmCheckpoint, spec_of
+from mmexp.llm.checkpoint import LlmCheckpoint, shares_beginnings, spec_of
 from mmexp.llm.generation import generate_text
 from mmexp.llm.head import Head
 from mmexp.llm.rows import grow
+from mmexp.llm.spans import Spans
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,12 +90,13 @@ class CausalLlm(nn.Module):
         segment_lengths: Sequence[Sequence[int]],
         prompt_lengths: Sequence[Sequence[int]] = (),
         rows: Tensor | None = None,
+        followers: Sequence[Sequence[int]] = (),
     ) -> Tensor:
-        used = None
+        used, spans = None, Spans(segment_lengths, embeds.shape[1], followers)
         if rows is not None and self._prunes and len(rows):  # without any row, no key would get its gradient
-            used = attention.used_rows(rows, segment_lengths, embeds.shape[1])
+            used = attention.used_rows(rows, spans)
         hidden = self.model.get_decoder()(
-            inputs_embeds=embeds, position_ids=positions, use_cache=False, segment_lengths=segment_lengths, used=used
+            inputs_embeds=embeds, position_ids=positions, use_cache=False, spans=spans, used=used
         ).last_hidden_state
         if rows is None:
             return hidden
@@ -115,8 +117,7 @@ class CausalLlm(nn.Module):
 
     @property
     def shares_beginnings(self) -> bool:
-        """A sliding window counts columns, and there is padding between the two pieces of a prompt."""
-        return getattr(self.model.config.get_text_config(), "sliding_window", None) is None
+        return shares_beginnings(self.model.config)
 
     def add_tokens(self, first: int, count: int) -> None:
         grow(self.model, first, count)

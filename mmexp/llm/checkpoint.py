@@ -138,7 +138,16 @@ def spec_of(config: PretrainedConfig) -> LlmSpec:
         max_length_tokens=getattr(text, "max_position_embeddings", None) or 2**31 - 1,
         model_type=config.model_type,
         reads_apart=bool(config.is_encoder_decoder),
+        shares_beginnings=shares_beginnings(config),
     )
+
+
+def shares_beginnings(config: PretrainedConfig) -> bool:
+    """Whether texts that begin alike can have that beginning computed once.
+
+    An encoder-decoder reads each prompt whole; a sliding window counts columns, between which other texts may stand.
+    """
+    return not config.is_encoder_decoder and getattr(config.get_text_config(), "sliding_window", None) is None
 
 
 def load_tokenizer(source: str, revision: str | None = None, where: str = "llm") -> Any:

@@ -15,7 +15,8 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
-from mmexp.llm.attention import SegmentLengths, UsedRows, used_rows_attention
+from mmexp.llm.attention import UsedRows, used_rows_attention
+from mmexp.llm.spans import Spans
 
 
 def prune_last_layer(decoder: Any) -> bool:
@@ -41,7 +42,7 @@ def _attend(
     attention: Any,
     hidden: Tensor,
     used: UsedRows,
-    segment_lengths: SegmentLengths,
+    spans: Spans,
     dropout: float,
     rotation: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
@@ -62,7 +63,7 @@ def _attend(
         key,
         value,
         used,
-        segment_lengths,
+        spans,
         scaling=attention.scaling,
         dropout=dropout if attention.training else 0.0,
         window=getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None)),
@@ -74,24 +75,24 @@ def _llama(
     layer: Any,
     hidden: Tensor,
     used: UsedRows,
-    segment_lengths: SegmentLengths,
+    spans: Spans,
     position_embeddings: tuple[Tensor, Tensor],
     **kwargs: Any,
 ) -> Tensor:
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
-    mixed = _attend(attention, normed, used, segment_lengths, attention.attention_dropout, position_embeddings)
+    mixed = _attend(attention, normed, used, spans, attention.attention_dropout, position_embeddings)
     rows = _take(hidden, used) + attention.o_proj(mixed)
     return rows + layer.mlp(layer.post_attention_layernorm(rows))
 
 
-def _opt(layer: Any, hidden: Tensor, used: UsedRows, segment_lengths: SegmentLengths, **kwargs: Any) -> Tensor:
+def _opt(layer: Any, hidden: Tensor, used: UsedRows, spans: Spans, **kwargs: Any) -> Tensor:
     def drop(values: Tensor) -> Tensor:
         return functional.dropout(values, p=layer.dropout, training=layer.training)
 
     first = layer.do_layer_norm_before
     normed = layer.self_attn_layer_norm(hidden) if first else hidden
-    mixed = _attend(layer.self_attn, normed, used, segment_lengths, layer.self_attn.dropout)
+    mixed = _attend(layer.self_attn, normed, used, spans, layer.self_attn.dropout)
     rows = _take(hidden, used) + drop(layer.self_attn.out_proj(mixed))
     if not first:
         rows = layer.self_attn_layer_norm(rows)

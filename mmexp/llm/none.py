@@ -65,6 +65,7 @@ class NoLlm(nn.Module):
         segment_lengths: Sequence[Sequence[int]],
         prompt_lengths: Sequence[Sequence[int]] = (),
         rows: Tensor | None = None,
+        followers: Sequence[Sequence[int]] = (),
     ) -> Tensor:
         _refuse()
 

@@ -130,7 +130,9 @@ class Seq2SeqLlm(nn.Module):
         segment_lengths: Sequence[Sequence[int]],
         prompt_lengths: Sequence[Sequence[int]],
         rows: Tensor | None = None,
+        followers: Sequence[Sequence[int]] = (),
     ) -> Tensor:
+        assert not followers, "refused before the model is built: it shares no beginnings"
         both = Sides(*(part.to(embeds.device) for part in sides(segment_lengths, prompt_lengths, embeds.shape[1])))
         flat = embeds.flatten(0, 1)
         start = torch.full_like(both.fed[:, :1], self.model.config.decoder_start_token_id)

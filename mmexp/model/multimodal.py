@@ -101,7 +101,8 @@ class MultimodalModel(nn.Module):
             rows: int64[K], ascending places in the flattened batch whose hidden states are wanted; None for all.
         """
         embeds, soft = self.embed(batch)
-        hidden = self.llm.hidden(embeds, batch.positions, batch.segment_lengths, batch.prompt_lengths, rows)
+        lengths = batch.segment_lengths, batch.prompt_lengths
+        hidden = self.llm.hidden(embeds, batch.positions, *lengths, rows, batch.followers)
         return Output(hidden=hidden, soft=soft)
 
     def embed(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,6 @@ from mmexp.model.splice import left_pad
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from mmexp.contracts import MediaRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +45,3 @@ class Continuations:
         rows = torch.cat([begin[owners], end.to(begin.dtype)], dim=1)
         mask = torch.cat([begin_mask[owners], end_mask], dim=1)
         return rows, mask, Beginning(num_columns=begin.shape[1], first=first, owners=owners)
-
-
-def common_length(prompts: Sequence[Sequence[int]], runs: Sequence[Sequence[MediaRun]]) -> int:
-    """How many tokens prompts about the same media have in common; 0 when a medium stands behind that.
-
-    Args:
-        prompts: Token ids of each prompt.
-        runs: Where the media of each prompt stand.
-    """
-    shortest = min(map(len, prompts)) - 1  # each prompt keeps a token of its own, whose answer it gets
-    columns = zip(*(prompt[:shortest] for prompt in prompts), strict=True)
-    length = next((at for at, column in enumerate(columns) if len(set(column)) > 1), shortest)
-    ends = [run.start + run.length for each in runs for run in each]
-    alike = all(list(each) == list(runs[0]) for each in runs)
-    return length if alike and ends and max(ends) <= length else 0

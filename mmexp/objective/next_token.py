@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
@@ -27,6 +27,8 @@ class NextTokenConfig:
     prune_last_layer: bool = True
     """Whether the LLM's last layer leaves out positions that predict nothing; LLMs that cannot do it go the long way.
     The result is the same up to rounding."""
+    shares_beginnings: ClassVar[bool] = True
+    """It takes batches of processor.row=shared."""
 
     def build(self, plan: Plan) -> NextToken:
         """Raises ConfigError for `chunk_rows` below 1."""
@@ -51,8 +53,12 @@ class NextToken(nn.Module):
 
     def forward(self, model: MultimodalModel, batch: Batch) -> Losses:
         """Loss sum and number of supervised tokens, named `lm`."""
-        labels = batch.labels.flatten()[1:]  # the first label of a row is never supervised, so no row reaches another
-        rows = (labels != IGNORE).nonzero().squeeze(1)
+        labels = batch.labels.flatten()
+        places = (labels != IGNORE).nonzero().squeeze(1)
+        rows = places - 1  # the first label of a row is never supervised, so no row reaches another
+        if batch.previous is not None:
+            rows, order = batch.previous[places].sort(stable=True)
+            places = places[order]
         hidden = model(batch, rows).hidden if self.prune_last_layer else model(batch).hidden.flatten(0, 1)[rows]
-        loss = model.llm.head.loss(hidden, labels[rows], self.chunk_rows)
+        loss = model.llm.head.loss(hidden, labels[places], self.chunk_rows)
         return Losses(sums={"lm": loss}, counts={"lm": batch.num_supervised})

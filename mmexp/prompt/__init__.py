@@ -5,6 +5,7 @@ Nothing here knows a model; lengths, labels and slots are decided here, on the C
 
 from mmexp.prompt.boxes import OutsideViewError, to_picture, to_view
 from mmexp.prompt.boxtext import BoxText
+from mmexp.prompt.common import common_length
 from mmexp.prompt.encoded import Encoded
 from mmexp.prompt.exchanges import describe
 from mmexp.prompt.image import BadMediaError, image_size, load_image
@@ -34,6 +35,7 @@ __all__ = [
     "SegmentTokenizer",
     "TiledTransform",
     "TooLongError",
+    "common_length",
     "describe",
     "image_size",
     "load_image",

@@ -26,7 +26,7 @@ def synthetic_batch(
         tokens: Of each sample, soft tokens included.
         supervised: Tokens with loss of each sample.
         media: Media of each modality a sample; with 0.9, nine of ten samples have one.
-        row: flat, padded or packed (which has as many tokens as flat).
+        row: flat, padded, packed (which has as many tokens as flat), or shared (sized as flat, one text a picture).
 
     Returns:
         The batch, with its media on the device `meta`.

@@ -91,8 +91,8 @@ def order_of(data, **settings) -> RunOrder:
     ("make", "message"),
     [
         (lambda data: order_of(data, order="length"), "processor.order is length, the checkpoint has shuffled"),
-        (lambda data: order_of(data, is_packed=True), "processor.row is packed of 60 tokens"),
-        (lambda data: order_of(data, is_packed=True, packing_window=7), "windows of 7 samples"),
+        (lambda data: order_of(data, row="packed"), "processor.row is packed of 60 tokens"),
+        (lambda data: order_of(data, row="packed", packing_window=7), "windows of 7 samples"),
     ],
 )
 def test_resume_in_another_order_is_refused_both_ways(make, message):

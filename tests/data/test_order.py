@@ -234,7 +234,7 @@ def test_dealing_a_rest_goes_round():
 
 def test_orders_that_do_not_go_together():
     with pytest.raises(ConfigError, match=r"length while processor\.row is packed"):
-        OrderSettings(seed=0, micro_batch_size=1, order="length", is_packed=True)
+        OrderSettings(seed=0, micro_batch_size=1, order="length", row="packed")
     with pytest.raises(ConfigError) as error:
         OrderSettings(seed=0, micro_batch_size=1, packing_window=0)
     assert error.value.where == "processor.packing_window"
@@ -250,7 +250,7 @@ def test_shards_in_a_mixture_keep_their_order():
 
 def test_counts_of_a_packed_epoch():
     samples = Samples(mixed(40))
-    order = build_order(samples, make_processor(), OrderSettings(seed=0, micro_batch_size=2, is_packed=True))
+    order = build_order(samples, make_processor(), OrderSettings(seed=0, micro_batch_size=2, row="packed"))
     rows = [order.take(row, row + 1) for row in range(order.num_rows(1))]
     assert Counter(index for row in rows for index in row) == Counter(range(40))
     assert max(len(row) for row in rows) > 1

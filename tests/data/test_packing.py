@@ -79,7 +79,7 @@ def test_rows_of_a_micro_batch_are_equally_full():
 def test_micro_batches_are_laid_out_as_planned_and_drops_are_kept():
     odd = [make_sample("long", "x" * 99), make_sample("mute", "  ")]
     samples, processor = Samples([*mixed(30), *odd]), make_processor(60)
-    order = build_order(samples, processor, OrderSettings(seed=1, micro_batch_size=3, is_packed=True))
+    order = build_order(samples, processor, OrderSettings(seed=1, micro_batch_size=3, row="packed"))
     collate, data, seen, dropped = (
         Collator(pad_id=0, row="packed", capacity=60),
         TrainingData(samples, processor),
@@ -99,7 +99,7 @@ def test_micro_batches_are_laid_out_as_planned_and_drops_are_kept():
 
 def test_homogeneous_packing_keeps_parts_apart():
     data = Mixture([Part("a", mixed(25)), Part("b", mixed(14))], homogeneous=True)
-    order = build_order(data, make_processor(), OrderSettings(seed=0, micro_batch_size=2, is_packed=True))
+    order = build_order(data, make_processor(), OrderSettings(seed=0, micro_batch_size=2, row="packed"))
     kinds = data.kinds()
     rows = [order.take(row, row + 1) for row in range(order.num_rows(2))]
     assert all(len(set(kinds[row].tolist())) == 1 for row in rows)

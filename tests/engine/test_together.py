@@ -16,7 +16,7 @@ from mmexp.contracts import MediaRun, Medium, Sample, Text, Turn
 from mmexp.engine import Generator, StageJob
 from mmexp.llm import Sampling
 from mmexp.llm.causal import empty_llm
-from mmexp.model.together import common_length
+from mmexp.prompt import common_length
 
 SIZES: dict[str, Any] = {
     "num_hidden_layers": 3,
