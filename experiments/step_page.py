@@ -9,13 +9,15 @@ from typing import Any
 
 from step_pair import OURS, THEIRS
 
-TARGETS = {"small_s1_fp32": 1.9, "small_s1_bf16": 2.0, "small_s2_fp32": 2.3, "small_s2_bf16": 2.5, "7b_s2_fp32": 1.6}
+TARGETS = {"small_s1_fp32": 1.9, "small_s1_bf16": 2.0, "small_s2_fp32": 2.3, "small_s2_bf16": 2.5, "7b_s2_fp32": 1.6,
+           "small_five_s1_fp32": 4.0, "small_five_s2_fp32": 4.0}  # fmt: skip
 HEAD = """# What does a training step cost?
 Made by `python experiments/step_time.py`, which says how; it measures nothing that is not exact. `small`: ViT of 12
 layers and 384, 224 px in patches of 16, on a Llama of 8 layers and 512, vocabulary 32,000. `7b`: the same Llama, with
 head and encoder only a few % of the weights, as in LLaVA-1.5-7B. `s1`: captions, the connector trains; `s2`:
-conversations of mixed lengths, connector and LLM train. Beside it transformers' `LlavaForConditionalGeneration` on
-padded rows, with its own loss. bf16 is autocast.
+conversations of mixed lengths, connector and LLM train; `five`: five captions a picture, which are one row of
+processor.row=shared. Beside it transformers' `LlavaForConditionalGeneration` on padded rows, with its own loss. bf16
+is autocast.
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import transformers
@@ -22,8 +22,9 @@ from mmexp.tuning import store_frozen
 
 OURS, THEIRS = "mmexp", "transformers"
 ABLATIONS = {
-    OURS: ("flat", {}),
-    "all supervised logits at once": ("flat", {"chunk_rows": None}),
+    OURS: ("shared", {}),
+    "every text with a picture of its own": ("flat", {}),
+    "and all supervised logits at once": ("flat", {"chunk_rows": None}),
     "and the whole last layer": ("flat", {"chunk_rows": None, "prune_last_layer": False}),
     "and padded rows": ("padded", {"chunk_rows": None, "prune_last_layer": False}),
 }
@@ -66,8 +67,8 @@ SLOTS = 196
 TRAINED = {1: ("connector",), 2: ("connector", "llm")}
 
 
-def make_items(shape: Shape, stage: int, count: int, seed: int = 0) -> list[Item]:
-    """Samples of one stage.
+def make_items(shape: Shape, stage: int, count: int, seed: int = 0, texts: int = 1) -> list[Item]:
+    """Samples of one stage; with `texts` above 1, so many captions for each of `count` pictures in either stage.
 
     Stage 1: a picture and a caption of 8 to 32 tokens. Stage 2: words of a conversation log-normal with median 100
     tokens (sigma 1.1, at most 800), half of them answers in one to four turns; every eighth row is text alone. Padded,
@@ -75,6 +76,13 @@ def make_items(shape: Shape, stage: int, count: int, seed: int = 0) -> list[Item
     """
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     items = []
+    if texts > 1:
+        for index in range(count):
+            own = [
+                make_item(shape, draw.randint(8, 32), 1, True, True, f"s{index}.{n}", generator) for n in range(texts)
+            ]
+            items += [replace(item, media=own[0].media) for item in own]
+        return items
     for index in range(count):
         words = draw.randint(8, 32) if stage == 1 else min(800, max(16, round(100 * math.exp(draw.gauss(0, 1.1)))))
         turns = 1 if stage == 1 else draw.randint(1, 4)

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from step_pair import (
@@ -44,13 +44,29 @@ from mmexp.llm.head import Head
 
 FIGURES = Path(__file__).with_name("step_time.json")
 BATCH = {1: 8, 2: 8}
+
+
+class Case(NamedTuple):
+    """What is timed."""
+
+    shape: str
+    stage: int
+    low: bool = False
+    """Whether under autocast to bfloat16."""
+    texts: int = 1
+    """Texts about each picture."""
+
+
 TIMED = {
-    f"{shape}_s{stage}_{kind}": (name, stage, kind == "bf16")
-    for shape, name, kinds in (("small", "small", ("fp32", "bf16")), ("7b", "7B-shaped", ("fp32",)))
-    for stage in (1, 2)
-    for kind in kinds
+    "small_s1_fp32": Case("small", 1),
+    "small_s1_bf16": Case("small", 1, low=True),
+    "small_s2_fp32": Case("small", 2),
+    "small_s2_bf16": Case("small", 2, low=True),
+    "7b_s1_fp32": Case("7B-shaped", 1),
+    "7b_s2_fp32": Case("7B-shaped", 2),
+    "small_five_s1_fp32": Case("small", 1, texts=5),
+    "small_five_s2_fp32": Case("small", 2, texts=5),
 }
-"""Case -> shape, stage, whether under autocast to bfloat16."""
 
 
 def require_exact(models: dict[str, nn.Module], losses: dict[str, Callable[[], torch.Tensor]], pairs: Any) -> None:
@@ -91,9 +107,9 @@ def product_rate() -> float:
 
 def timed(case: str, rounds: int, names: list[str]) -> dict[str, Any]:
     """Seconds of every round and variant, and the share of the matmul limit that ours reaches."""
-    shape_name, stage, low = TIMED[case]
+    shape_name, stage, low, texts = TIMED[case]
     shape = SHAPES[shape_name]
-    items = make_items(shape, stage, BATCH[stage])
+    items = make_items(shape, stage, BATCH[stage] if texts == 1 else BATCH[stage] // 2, texts=texts)
     models: dict[str, nn.Module] = {THEIRS: build_theirs(shape), OURS: build_ours(shape)}
     pairs = counterparts(models[OURS], models[THEIRS])  # type: ignore[arg-type]
     for mine, other in pairs:
@@ -210,7 +226,9 @@ def main() -> None:
     for case in options.cases or [*TIMED, "memory", "head", "growth"]:
         if case == "memory":
             figures[case] = {
-                each: {name: apart("step", name, *TIMED[each]) for name in (THEIRS, OURS)} for each in TIMED
+                each: {name: apart("step", name, *found[:3]) for name in (THEIRS, OURS)}
+                for each, found in TIMED.items()
+                if found.texts == 1
             }
         elif case == "head":
             figures[case] = {kind: apart("head", kind) for kind in ("full", OURS)}

@@ -26,7 +26,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("case", ["small_s1_fp32", "small_s2_bf16"])
+@pytest.mark.parametrize("case", ["small_s1_fp32", "small_s2_bf16", "small_five_s2_fp32"])
 def test_every_variant_is_compared_and_timed(bench: ModuleType, case: str, tmp_path: Path) -> None:
     names = [bench.THEIRS, *bench.ABLATIONS]
     found = bench.timed(case, 2, names)
