@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from rich.logging import RichHandler
 
 from mmexp.engine.ranks import is_main
 
-console = Console(highlight=False)
+_WIDTH = 120
+"""Columns where nobody says how many there are: a file, a pipe or a log, in which tables need not break."""
+console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH)
 
 _HARMLESS = (
     ".*does not have many workers.*",
