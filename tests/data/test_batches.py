@@ -139,7 +139,7 @@ def test_media_of_different_shapes_are_named(items):
 
 
 def test_unknown_row_layout():
-    with pytest.raises(ConfigError, match="flat, padded or packed"):
+    with pytest.raises(ConfigError, match="flat, padded, packed or shared"):
         Collator(pad_id=0, row="ragged")
     with pytest.raises(ConfigError, match="1 token or more"):
         Collator(pad_id=0, row="packed")
