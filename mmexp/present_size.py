@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ import torch
 from mmexp.assemble import Experiment, experiment
 from mmexp.config import DoctorConfig, Invocation, compose, own_keys
 from mmexp.engine.log import console
+from mmexp.engine.pace import Speed
 from mmexp.errors import ConfigError, MmexpError
 from mmexp.model import MultimodalModel
 from mmexp.report import plan_table
@@ -31,7 +33,10 @@ from mmexp.sizing import (
     trace_stage,
     workload_of,
 )
+from mmexp.sizing.gpus import gpu_like
 from mmexp.tuning import LoraSettings, apply_policy
+
+log = logging.getLogger(__name__)
 
 _MOST_DEVICES = 64
 Rows = list[dict[str, Any]]
@@ -124,6 +129,21 @@ def apply_stage_policy(exp: Experiment, model: MultimodalModel) -> dict[str, tor
     policy = {name: tree for name, tree in stage.policy.items() if exp.plan.inputs or name == "llm"}
     lora = LoraSettings(**vars(stage.lora))
     return apply_policy(model, policy, lora, stage.live_dropout, stage.new_tokens)
+
+
+def speed_of(exp: Experiment) -> Speed | None:
+    """What a run on the GPU here measures its utilisation by, seconds for 7B; None without one, or where its peak or
+    the stage's operations are not known."""
+    gpu = gpu_like(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    if gpu is None:
+        return None
+    sizing = Sizing(exp=exp, own=DoctorConfig(gpu=None, utilisation=1.0, tokens=None, rows=None))
+    try:
+        flops = sizing.arithmetic.per_sample / sizing.workload.tokens
+    except (MmexpError, RuntimeError, NotImplementedError, TypeError) as error:
+        log.info("utilisation is not measured: %s", str(error).splitlines()[0])
+        return None
+    return Speed(flops_per_token=flops, peak_flops=gpu.peak_flops(exp.checked.parts["trainer"].precision))
 
 
 def show_size(exp: Experiment, invocation: Invocation, own: DoctorConfig, model: MultimodalModel) -> None:

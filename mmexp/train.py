@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 
 from mmexp.config import Invocation, launch
 
@@ -28,11 +29,12 @@ def train(invocation: Invocation) -> None:
     """The whole of a stage. A run that was finished before is left as it is."""
     from mmexp.assemble import experiment
     from mmexp.engine import Generator, console, fit, setup_logging
-    from mmexp.engine.fitting import peak_memory_mb
+    from mmexp.engine.pace import peak_memory_mb
     from mmexp.engine.predict import evaluate_run
     from mmexp.engine.ranks import is_main
     from mmexp.engine.signals import stopping_at_once
     from mmexp.present import finish, show_plan, show_trained
+    from mmexp.present_size import speed_of
     from mmexp.report import write_report
 
     started = time.monotonic()
@@ -46,7 +48,7 @@ def train(invocation: Invocation) -> None:
     setup_logging(run.path / "run.log")
     if is_main():
         show_plan(exp, run)
-    module = fit(exp.job(run), show_trained)
+    module = fit(replace(exp.job(run), speed=speed_of(exp) if is_main() else None), show_trained)
     if not is_main():
         return
     if module.has_cast:  # answers come from the base weights, as they do in every later evaluation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -99,7 +100,7 @@ class MultimodalDataModule(LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self._world_size,
         )
-        return _Loader(
+        self._loader = _Loader(
             _Carrying(TrainingData(self.dataset, self.processor, self.features)),
             batch_sampler=sampler,
             collate_fn=_CarryingCollator(self.collator),
@@ -108,6 +109,12 @@ class MultimodalDataModule(LightningDataModule):
             pin_memory=False,
             generator=torch.Generator().manual_seed(self.seed),
         )
+        return self._loader
+
+    def take_waited_s(self) -> float:
+        """Seconds that training has waited for batches since this was last asked."""
+        waited, self._loader.waited_s = self._loader.waited_s, 0.0
+        return waited
 
     def state_dict(self) -> dict[str, Any]:
         """Position, counts, and what must be equal for the position to mean the same samples."""
@@ -195,11 +202,19 @@ class _CarryingCollator:
 
 
 class _Loader(DataLoader):
-    """Raises a carried error when its batch is due, not earlier."""
+    """Raises a carried error when its batch is due, not earlier, and knows how long it was waited for."""
+
+    waited_s = 0.0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         try:
-            for batch in super().__iter__():
+            batches = super().__iter__()
+            while True:
+                started = time.perf_counter()
+                batch = next(batches, None)
+                self.waited_s += time.perf_counter() - started
+                if batch is None:
+                    return
                 if isinstance(batch, MmexpError):
                     raise batch
                 yield batch

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback
 
 from mmexp.engine import checkpoint, trackers
+from mmexp.engine.pace import Speed, num_media, peak_memory_gb
 from mmexp.engine.ranks import largest, require_equal, total
 from mmexp.engine.signals import Interrupted, StopSignals
 from mmexp.errors import CheckpointError, DataError, MmexpError
@@ -40,8 +41,8 @@ class MetricsLog(Callback):
     tokens since the last record, so nothing depends on how tokens fell into micro-batches.
     """
 
-    def __init__(self, file: Path, every_n_steps: int, bar: TrainingProgress) -> None:
-        self.file, self.every, self.bar = file, every_n_steps, bar
+    def __init__(self, file: Path, every_n_steps: int, bar: TrainingProgress, speed: Speed | None) -> None:
+        self.file, self.every, self.bar, self.speed = file, every_n_steps, bar, speed
         self.record: dict[str, float] = {}
         """The last record."""
         self._reset()
@@ -51,6 +52,7 @@ class MetricsLog(Callback):
             _drop_after(self.file, trainer.global_step)
         self._stream = self.file.open("a", encoding="utf-8") if trainer.is_global_zero else None
         self._last_step = self._shown = trainer.global_step
+        trainer.datamodule.take_waited_s()  # type: ignore[attr-defined]  # before the first step nothing is measured
         self._reset()
         self.bar.start(trainer, pl_module)
 
@@ -69,6 +71,7 @@ class MetricsLog(Callback):
             self._counts[name] += losses.counts[name]
         self._tokens += batch.num_tokens
         self._samples += len(batch.ids)
+        self._media += num_media(batch)
         self._padding += batch.input_ids.numel() - batch.num_tokens
         step = trainer.global_step
         if step == self._shown:  # in the middle of an optimizer step
@@ -97,7 +100,8 @@ class MetricsLog(Callback):
     def _write(self, trainer: Trainer, module: TrainingModule, report: Any) -> None:
         seconds = time.perf_counter() - self._since
         steps = max(trainer.global_step - self._last_step, 1)
-        sums, tokens, samples, padding = self._over_all(trainer)
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        sums, tokens, samples, padding, media = self._over_all(trainer)
         total = (
             sum(module.latest.weights.get(name, 1.0) * value for name, value in sums.items()) if module.latest else 0
         )
@@ -111,11 +115,15 @@ class MetricsLog(Callback):
         record |= {
             "train/grad_norm": module.last_norm,
             "time/step_s": seconds / steps,
+            "time/data_wait": datamodule.take_waited_s() / seconds,
+            "memory/peak_gb": peak_memory_gb(),
             "data/tokens_per_s": tokens / seconds,
             "data/samples_per_s": samples / seconds,
+            "data/media_per_s": media / seconds,
             "data/padding_waste": padding / max(padding + tokens, 1),
         }
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if self.speed is not None:
+            record["time/mfu"] = self.speed.mfu(tokens / seconds, trainer.world_size)
         record |= datamodule.drop_counts.metrics()
         self.record = record
         if self._stream is not None:
@@ -124,18 +132,18 @@ class MetricsLog(Callback):
         trackers.log_safely(trainer.loggers, {k: v for k, v in record.items() if k != "step"}, trainer.global_step)
         self._reset()
 
-    def _over_all(self, trainer: Trainer) -> tuple[dict[str, float], float, float, float]:
-        """Mean losses, tokens, samples and padding since the last record, of all processes."""
+    def _over_all(self, trainer: Trainer) -> tuple[dict[str, float], float, float, float, float]:
+        """Mean losses, tokens, samples, padding and media since the last record, of all processes."""
         names = list(self._sums)
         mine = [*(float(self._sums[name]) for name in names), *(self._counts[name] for name in names)]
-        found = total(trainer, [*mine, self._tokens, self._samples, self._padding])
+        found = total(trainer, [*mine, self._tokens, self._samples, self._padding, self._media])
         means = {name: found[at] / max(found[len(names) + at], 1) for at, name in enumerate(names)}
-        return means, found[-3], found[-2], found[-1]
+        return means, found[-4], found[-3], found[-2], found[-1]
 
     def _reset(self) -> None:
         self._sums: dict[str, Any] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
-        self._tokens = self._samples = self._padding = 0
+        self._tokens = self._samples = self._padding = self._media = 0
         self._since = time.perf_counter()
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -28,6 +26,7 @@ from mmexp.engine.heartbeat import Heartbeat, lost_process
 from mmexp.engine.module import TrainingModule
 from mmexp.engine.moved import MovedCheck
 from mmexp.engine.order_log import OrderLog
+from mmexp.engine.pace import peak_memory_mb
 from mmexp.engine.progress import TrainingProgress
 from mmexp.engine.ranks import is_main
 from mmexp.engine.recipe import Recipe
@@ -116,12 +115,6 @@ def _finish(job: StageJob, module: TrainingModule, datamodule: MultimodalDataMod
     log.info("%.1f %% of all positions were padding", 100 * datamodule.padding_waste)
 
 
-def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
 def _checked_data(job: StageJob, bad_samples: BadSamples) -> Dataset:
     """The data, after a look at it."""
     dataset = job.data.build()
@@ -196,7 +189,7 @@ def _callbacks(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> 
     return [
         ResumeRecord(job.inexact, lambda found: _note_inexact(job, found)),
         *record,  # before the checkpoints: a saved micro-batch stands in the record
-        MetricsLog(job.run.path / "metrics.jsonl", job.trainer.log_every_n_steps, bar),
+        MetricsLog(job.run.path / "metrics.jsonl", job.trainer.log_every_n_steps, bar, job.speed),
         Checkpoints(job.run.checkpoints, every, keep),
         MovedCheck(),
     ]

@@ -16,6 +16,7 @@ from mmexp.tuning import LoraSettings
 
 if TYPE_CHECKING:
     from mmexp.engine.optim import AdamWCosineConfig
+    from mmexp.engine.pace import Speed
     from mmexp.engine.trainer import TrainerConfig
     from mmexp.model import Plan
     from mmexp.objective import ObjectiveConfig
@@ -82,6 +83,8 @@ class StageJob:
     """Largest share of samples that may be left out because a medium cannot be read."""
     worker_timeout_s: float = 300
     """How long a worker may prepare one batch."""
+    speed: Speed | None = None
+    """What utilisation is measured by; None where the device's peak is not known."""
     inexact: bool = False
     """Whether a run is continued although data, processes, precision or versions are not those of its checkpoint."""
     config: Mapping[str, Any]

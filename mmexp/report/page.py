@@ -150,6 +150,8 @@ def _curves(series: Mapping[str, Points]) -> Iterator[str]:
         ("Learning rate per part", of("lr/"), "learning rate", False),
         ("Throughput", of("data/tokens_per_s"), "tokens per second", True),
         ("Step time", of("time/step_s"), "seconds", True),
+        ("Waiting for data", of("time/data_wait"), "share of the time", True),
+        ("Model FLOPs utilisation", of("time/mfu"), "share of the peak", True),
         ("Gradient norm", of("train/grad_norm"), "norm", True),
     ]
     for title, lines, label, smooth in charts:

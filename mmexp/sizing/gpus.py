@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,3 +53,14 @@ def gpu_named(name: str) -> Gpu:
         close = difflib.get_close_matches(name, GPUS, n=1, cutoff=0.3)
         raise ConfigError(f"{name!r}", expected=", ".join(GPUS), where="gpu", fix=f"gpu={close[0]}" if close else None)
     return GPUS[name]
+
+
+def gpu_like(device_name: str) -> Gpu | None:
+    """The card that CUDA calls so, such as `NVIDIA A100-SXM4-80GB`; None where its figures are not known."""
+    found = re.sub("[^a-z0-9]", "", device_name.lower())
+    if "pcie" in found and "h100" in found:  # slower than the one in the table
+        return None
+    of_its_kind = [name for name in GPUS if name.split("_")[0] in found]
+    sized = [name for name in of_its_kind if name.split("_")[-1].removesuffix("gb") + "gb" in found]
+    names = sized or of_its_kind
+    return GPUS[names[0]] if len(names) == 1 else None
