@@ -70,15 +70,12 @@ def segment_attention(
     if _suits_varlen(query, dropout) and not spans.have_branches:
         return _varlen(query, key, value, spans, scaling, window), None
     width, mixed = value.shape[3], []
-    pieces = zip(*(spans.split(part) for part in (query, key, value)), strict=True)
+    pieces = zip(spans.split(query), spans.split_seen(key), spans.split_seen(value), strict=True)
     for row in spans.rows:
-        k = v = None
         for span in row:
-            front = k, v
             q, k, v = next(pieces)
             if span.branches:
-                seen = (torch.cat([one, own], dim=2) for one, own in zip(front, (k, v), strict=True))
-                out = _attend(q, *seen, scaling, dropout, spans.mask(span, q.device))
+                out = _attend(q, k, v, scaling, dropout, spans.mask(span, q.device))
             else:
                 out = _one_segment(q, k, v, scaling, dropout, window)
             mixed.append(out[0].transpose(0, 1))
@@ -126,17 +123,14 @@ def used_rows_attention(
     Returns:
         float[1, heads, K, head width]
     """
-    keys, values = spans.split(key), spans.split(value)
+    keys, values = spans.split_seen(key), spans.split_seen(value)
     places, queries = iter(used.places), iter(query.split([len(each) for each in used.places], dim=2))
     mixed = []
     for row in spans.rows:
-        k = v = None
         for span in row:
-            front = k, v
             own, asked, k, v = next(places), next(queries), next(keys), next(values)
             if len(own) and span.branches:
-                seen = (torch.cat([one, other], dim=2) for one, other in zip(front, (k, v), strict=True))
-                mixed.append(_attend(asked, *seen, scaling, dropout, spans.mask(span, own.device)[own]))
+                mixed.append(_attend(asked, k, v, scaling, dropout, spans.mask(span, own.device)[own]))
             elif len(own):
                 distance = own[:, None] - torch.arange(k.shape[2], device=own.device)
                 mixed.append(_attend(asked, k, v, scaling, dropout, _within(distance, window)))

@@ -61,6 +61,17 @@ class Spans:
         flat = values.transpose(1, 2).flatten(0, 1)  # one split and no slices: its gradient is one concatenation
         return (piece.transpose(0, 1)[None] for piece in flat.split(self.sizes))
 
+    def split_seen(self, values: Tensor) -> Iterator[Tensor]:
+        """As `split`, of what each span sees: branches see the span in front of them, too."""
+        pieces = self.split(values)
+        for row in self.rows:
+            front = None
+            for span in row:
+                own = next(pieces)
+                yield own if front is None or not span.branches else torch.cat([front, own], dim=2)
+                front = own
+            yield next(pieces)  # padding
+
     def mask(self, span: Span, device: torch.device) -> Tensor:
         """bool[t, beginning + t] of branches: what each position sees of the span in front and of its own span."""
         key = span, device

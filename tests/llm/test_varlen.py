@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmexp.llm import attention
+from mmexp.llm.spans import Spans
 
 
 @pytest.mark.gpu
@@ -33,7 +34,7 @@ def test_one_call_equals_a_loop_over_segments(
         monkeypatch.setattr(attention, "_has_varlen", lambda uses=uses_kernel: uses)
         assert attention._suits_varlen(parts[0], 0.0) == uses_kernel
         mixed, _ = attention.segment_attention(
-            torch.nn.Identity(), *parts, None, segment_lengths=lengths, sliding_window=window
+            torch.nn.Identity(), *parts, None, spans=Spans(lengths, columns), sliding_window=window
         )
         mixed[inside].float().pow(2).sum().backward()
         results.append([mixed[inside].detach(), *(part.grad for part in parts)])
