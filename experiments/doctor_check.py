@@ -45,6 +45,8 @@ class Case:
     dtype: str = "float32"
     """Of the frozen LLM's weights."""
     row: str = "flat"
+    recompute: tuple[str, ...] = ()
+    """Parts with gradient checkpointing."""
 
 
 ALIGN = {"encoder": "frozen", "connector": "full", "llm": "frozen"}
@@ -55,6 +57,7 @@ CASES: Mapping[str, Case] = {
     "Llama, connector and LLM, 2 micro-batches a step": Case(policy=INSTRUCT, accumulate=2),
     "Llama, all parts, padded rows": Case(policy={**INSTRUCT, "encoder": "full"}, row="padded"),
     "Llama, LoRA": Case(policy={**ALIGN, "llm": "lora"}, micro_batch_size=4),
+    "Llama, connector and LLM, both towers computed again": Case(policy=INSTRUCT, recompute=("llm", "encoder")),
     "Llama, connector and LLM, bf16-mixed": Case(policy=INSTRUCT, precision="bf16-mixed"),
     "Qwen2, tied head of 152,000 tokens": Case(policy=INSTRUCT, llm=QWEN2),
     "OPT, connector alone, LLM in bf16": Case(policy=ALIGN, llm=OPT, dtype="bfloat16", precision="bf16-mixed"),
@@ -99,7 +102,9 @@ def make_job(case: Case, folder: Path) -> Any:
         lr_by_part={}, weight_decay=0.0, warmup_ratio=0.0, grad_clip=1.0,
         batch_size=case.micro_batch_size * case.accumulate, micro_batch_size=case.micro_batch_size, epochs=1.0,
         max_steps=2, optim=AdamWCosineConfig(), loggers={}, row=case.row, num_workers=0, seed=0, check_rows=4,
-        config={}, trainer=TrainerConfig(accelerator="cpu", precision=case.precision),
+        config={}, trainer=TrainerConfig(
+            accelerator="cpu", precision=case.precision, gradient_checkpointing=case.recompute
+        ),
     )  # fmt: skip
 
 
@@ -107,6 +112,7 @@ def estimate(case: Case, job: Any) -> tuple[float, float]:
     """Peak bytes and FLOPs of a micro-batch, from the configuration alone."""
     import torch
 
+    from mmexp.engine.blocks import set_up_blocks
     from mmexp.sizing import Setup, arithmetic_of, size_stage, trace_stage, workload_of
     from mmexp.tuning import apply_policy
 
@@ -115,17 +121,18 @@ def estimate(case: Case, job: Any) -> tuple[float, float]:
     with torch.device("meta"):
         objective = job.objective.build(job.plan)
     setup = Setup(batch_size=job.batch_size, micro_batch_size=job.micro_batch_size, precision=case.precision,
-                  row=case.row)  # fmt: skip
+                  row=case.row, recompute=case.recompute)  # fmt: skip
     work = workload_of(job.plan, job.data)
-    size = size_stage(model, objective, setup, *trace_stage(job.plan, model, objective, setup, work))
-    return size.peak, arithmetic_of(job.plan, model, objective, setup, work, None).per_sample * case.micro_batch_size
+    flops = arithmetic_of(job.plan, model, objective, setup, work, None).per_sample * case.micro_batch_size
+    set_up_blocks(model.parts(), case.recompute, ())
+    return size_stage(model, objective, setup, *trace_stage(job.plan, model, objective, setup, work)).peak, flops
 
 
 def measure(job: Any) -> float:
     """Bytes of the second optimizer step above what the process held before."""
     from lightning.pytorch import Callback
 
-    from mmexp.engine import job as job_module
+    from mmexp.engine import fitting
 
     class Meter(Callback):
         peak = 0
@@ -137,10 +144,10 @@ def measure(job: Any) -> float:
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             self.peak = memory("VmHWM")
 
-    meter, callbacks = Meter(), job_module._callbacks
-    job_module._callbacks = lambda *args: [*callbacks(*args), meter]
+    meter, callbacks = Meter(), fitting._callbacks
+    fitting._callbacks = lambda *args: [*callbacks(*args), meter]
     before = memory("VmRSS")
-    job_module.fit(job, lambda table: None)
+    fitting.fit(job, lambda table: None)
     return float(meter.peak - before)
 
 

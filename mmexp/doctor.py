@@ -33,7 +33,8 @@ def body(invocation: Invocation) -> None:
     card = published().get(path, {}).get("tokenizer") or exp.plan.hf_tokenizer.special_tokens_map
     console.print(plan_table([{"token": name, "value": str(value)} for name, value in card.items()], "special tokens"))
     where = f"{spine.paths.outputs}/{spine.name}/{spine.stage.name}/<run_id>"
-    steps = spine.stage.max_steps or f"{spine.stage.epochs:g} epochs"
+    epochs = spine.stage.epochs
+    steps = spine.stage.max_steps or f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
     console.print(
         f"steps: {steps}, batch {spine.stage.batch_size}, learning rate {spine.stage.lr:g}, seed {spine.seed}"
     )

@@ -12,6 +12,7 @@ import torch
 
 from mmexp.assemble import Experiment, experiment
 from mmexp.config import DoctorConfig, Invocation, compose, own_keys
+from mmexp.engine.blocks import set_up_blocks
 from mmexp.engine.log import console
 from mmexp.engine.pace import Speed
 from mmexp.errors import ConfigError, MmexpError
@@ -68,6 +69,7 @@ class Sizing:
             num_devices=trainer.world_size,
             quantize=getattr(self.exp.checked.parts["llm"], "quantize", "none"),
             row=spine.processor.row,
+            recompute=tuple(trainer.gradient_checkpointing),
             is_by_length=spine.processor.order == "length",
         )
         if setup.batch_size % (setup.micro_batch_size * setup.num_devices):
@@ -85,23 +87,25 @@ class Sizing:
     @cached_property
     def size(self) -> Size:
         """Bytes on each device."""
-        return size_stage(*self._modules, self.setup, *self._trace)
+        return size_stage(*self._recomputing, self.setup, *self._trace)
 
     @cached_property
     def _trace(self) -> tuple[Trace, float]:
-        return trace_stage(self.exp.plan, *self._modules, self.setup, self.workload)
+        return trace_stage(self.exp.plan, *self._recomputing, self.setup, self.workload)
 
     def devices_needed(self, memory_bytes: float) -> int | None:
         """How many devices are enough for a job that shares everything out; None for others, and if no number is."""
         counts = [2**power for power in range(_MOST_DEVICES.bit_length())]
         larger = [replace(self.setup, num_devices=number) for number in counts if number > self.setup.num_devices]
-        fitting = (setup for setup in larger if size_stage(*self._modules, setup, *self._trace).peak <= memory_bytes)
+        fitting = (
+            setup for setup in larger if size_stage(*self._recomputing, setup, *self._trace).peak <= memory_bytes
+        )
         found = next(fitting, None) if self.setup.sharding == "everything" else None
         return None if found is None else found.num_devices
 
     @cached_property
     def arithmetic(self) -> Arithmetic:
-        """Operations."""
+        """Operations, without what is computed again."""
         return arithmetic_of(self.exp.plan, *self._modules, self.setup, self.workload, self.num_samples)
 
     @property
@@ -112,6 +116,15 @@ class Sizing:
         if steps is not None:
             return steps * stage.batch_size
         return None if self.workload.num_rows is None else round(stage.epochs * self.workload.num_rows)
+
+    @cached_property
+    def _recomputing(self) -> tuple[MultimodalModel, torch.nn.Module]:
+        """A model of its own where blocks forget what lies inside them: it stays so."""
+        if not self.setup.recompute:
+            return self._modules
+        model = self.exp.plan.empty()
+        set_up_blocks(apply_stage_policy(self.exp, model), self.setup.recompute, ())
+        return model, self._modules[1]
 
     @cached_property
     def _modules(self) -> tuple[MultimodalModel, torch.nn.Module]:
@@ -165,7 +178,9 @@ def show_size(exp: Experiment, invocation: Invocation, own: DoctorConfig, model:
     console.print(plan_table(memory_rows(size), title=f"memory of each device in GB, {_how(sizing.setup)}"))
     for line in basis_lines(sizing, arithmetic):
         console.print(line, soft_wrap=True, markup=False)
-    console.print(plan_table(card_rows(sizing), title=f"hours at {own.utilisation:.0%} of the peak (utilisation=)"))
+    more = ", and about a third more for what is computed again" if sizing.setup.recompute else ""
+    title = f"hours at {own.utilisation:.0%} of the peak (utilisation=){more}"
+    console.print(plan_table(card_rows(sizing), title=title))
     _judge(sizing, invocation, gpu.memory_bytes)
 
 
@@ -253,7 +268,8 @@ def _way(advice: Advice) -> str:
 def _how(setup: Setup) -> str:
     devices = f"{setup.num_devices} x {setup.strategy}" if setup.num_devices > 1 else "one device"
     quantised = "" if setup.quantize == "none" else f", LLM in {setup.quantize}"
-    return f"{devices}, {setup.precision}{quantised}, micro-batches of {setup.micro_batch_size}"
+    again = f", {' and '.join(setup.recompute)} computed again" if setup.recompute else ""
+    return f"{devices}, {setup.precision}{quantised}{again}, micro-batches of {setup.micro_batch_size}"
 
 
 def _gb(num_bytes: float) -> str:

@@ -57,9 +57,11 @@ def test_doctor_plans_llava15_7b_without_weights(tmp_path: Path) -> None:
 
 
 def test_doctor_sizes_the_job_and_proposes_what_fits(folder: Path) -> None:
-    code, out, err = command("mmexp.doctor", *TINY, "gpu=rtx3090", "trainer.max_steps=10", cwd=folder)
+    again = "trainer.gradient_checkpointing=[llm]"
+    code, out, err = command("mmexp.doctor", *TINY, "gpu=rtx3090", "trainer.max_steps=10", again, cwd=folder)
     assert code == 0, err
-    for fact in ("memory of each device", "16 of the 16 rows, tokenised", "samples of the stage: 80", "fits rtx3090"):
+    for fact in ("memory of each device", "16 of the 16 rows, tokenised", "samples of the stage: 80", "fits rtx3090",
+                 "llm computed again"):  # fmt: skip
         assert fact in out, fact
     code, out, err = command("mmexp.doctor", *TINY, "gpu=a100", cwd=folder)
     assert code == 2

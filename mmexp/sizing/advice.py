@@ -48,6 +48,8 @@ def options_for(setup: Setup, llm_policy: Any, llm_dtype: str) -> Iterator[tuple
         llm_dtype: How the LLM's weights are stored.
     """
     yield ()
+    if "llm" not in setup.recompute:
+        yield ("trainer.gradient_checkpointing=[llm]",)
     if setup.precision.startswith("32") and setup.num_devices == 1:
         yield ("trainer=single_bf16",)
     if llm_policy == "frozen" and llm_dtype == "float32":

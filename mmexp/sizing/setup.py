@@ -22,6 +22,8 @@ class Setup:
     quantize: str = "none"
     """How the linear layers of the LLM are stored: none, int8 or nf4."""
     row: str = "flat"
+    recompute: tuple[str, ...] = ()
+    """Parts with gradient checkpointing."""
     is_by_length: bool = False
     """Whether micro-batches hold samples of like length."""
 

@@ -16,6 +16,7 @@ from torch import nn
 from mmexp.connector import MlpConfig
 from mmexp.data import LlavaJsonConfig
 from mmexp.encoder import TinyVisionConfig
+from mmexp.engine.blocks import set_up_blocks
 from mmexp.llm import TinyLlmConfig
 from mmexp.model import InputPlan, MultimodalModel, Plan
 from mmexp.objective import NextTokenConfig
@@ -47,6 +48,7 @@ class Small:
     def size(self, workload: Workload | None = None, **setup: Any) -> tuple[Size, Trace]:
         settings = Setup(**{"batch_size": 2, "micro_batch_size": 2, **setup})
         model, objective = self.model(), self.objective
+        set_up_blocks(model.parts(), settings.recompute, ())
         trace, tokens = trace_stage(self.plan, model, objective, settings, workload or work())
         return size_stage(model, objective, settings, trace, tokens), trace
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mmexp.errors import ConfigError
@@ -46,6 +48,9 @@ def test_an_option_gets_a_smaller_batch_when_it_needs_one() -> None:
 
 def test_options_follow_from_what_is_not_done_yet() -> None:
     alone = Setup(batch_size=16, micro_batch_size=16)
+    assert ("trainer.gradient_checkpointing=[llm]",) in list(options_for(alone, "full", "float32"))
+    again = replace(alone, recompute=("llm",))
+    assert not any("checkpointing" in text for option in options_for(again, "full", "float32") for text in option)
     assert ("trainer=single_bf16",) in list(options_for(alone, "frozen", "float32"))
     assert ("llm.quantize=int8", "stage.policy.llm=lora") in list(options_for(alone, "full", "float32"))
     shared = Setup(batch_size=16, micro_batch_size=1, strategy="fsdp", num_devices=8, precision="bf16-mixed")

@@ -98,3 +98,15 @@ def test_the_fullest_micro_batch_lies_between_mean_and_longest() -> None:
     assert work.fullest(1, is_by_length=False) == 500
     assert work.fullest(16, is_by_length=False) == 200
     assert work.fullest(16, is_by_length=True) == 500
+
+
+def test_what_is_computed_again_is_not_kept(make_small: Callable[..., Any]) -> None:
+    long = {"workload": Workload(num_rows=9, tokens=400, long_tokens=400, supervised=20, media=1, source="here")}
+    kept, trace = make_small().size(**long)
+    again, more = make_small().size(**long, recompute=("llm",))
+    assert again.peak < kept.peak
+    held = {part.name: part.activations for part in kept.parts}
+    left = {part.name: part.activations for part in again.parts}
+    assert left["llm"] < held["llm"] / 4, "of each block only what goes in"
+    assert left["connector"] == held["connector"]
+    assert trace.flops < more.flops < trace.flops + trace.forward_flops
