@@ -41,6 +41,9 @@ def write_page(figures: dict[str, Any], page: Path) -> None:
         )
     if "growth" in figures:
         parts.append(_growth(figures["growth"]))
+        plot = page.with_name("step_growth.svg")
+        plot.write_text(growth_plot(figures["growth"]), encoding="utf-8")
+        parts.append(f"![What a unit costs]({plot.name})\n")
     page.write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -101,3 +104,25 @@ def _growth(found: dict[str, dict[str, list[float]]]) -> str:
         shown = ", ".join(f"{value:.2f}" for value in medians.values())
         lines.append(f"- {what}: {shown}; {medians[8] / 8 / medians[1]:.2f}")
     return "\n".join([*lines, ""])
+
+
+def growth_plot(found: dict[str, dict[str, list[float]]]) -> str:
+    """What a token and a picture cost with 1, 2, 4 and 8 times as many, against 1; the band is 15 % either way."""
+
+    def place(step: int, value: float) -> str:
+        return f"{80 + 110 * step},{240 - 160 * value:.1f}"
+
+    band = " ".join([place(0, 1.15), place(3, 1.15), place(3, 0.85), place(0, 0.85)])
+    body = [f'<polygon points="{band}" fill="#e8eef5"/>']
+    for tick in (0, 0.5, 1, 1.5):
+        body.append(f'<text x="66" y="{244 - 160 * tick:.0f}" text-anchor="end">{tick:g}</text>')
+        body.append(f'<polyline points="{place(0, tick)} {place(3, tick)}" stroke="#c8ccd0"/>')
+    for step, times in enumerate((1, 2, 4, 8)):
+        body.append(f'<text x="{80 + 110 * step}" y="262" text-anchor="middle">{times}x</text>')
+    for number, (what, each) in enumerate(found.items()):
+        colour = ("#1f6fb4", "#c65a11")[number % 2]
+        medians = [statistics.median(each[str(n)] if str(n) in each else each[n]) / n for n in (1, 2, 4, 8)]  # type: ignore[index]
+        line = " ".join(place(step, value / medians[0]) for step, value in enumerate(medians))
+        body.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        body.append(f'<text x="{90 + 120 * number}" y="20" fill="{colour}">a unit of {what}</text>')
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 440 275" font-size="13">{"".join(body)}</svg>'

@@ -239,6 +239,7 @@ def _judge(sizing: Sizing, invocation: Invocation, memory_bytes: int) -> None:
     def size_with(overrides: tuple[str, ...]) -> Size | None:
         return _resized(invocation, overrides)
 
+    console.print("looking for what makes it fit: a minute or more for 7B", soft_wrap=True)
     needed = sizing.devices_needed(memory_bytes)
     if needed is not None:
         console.print(f"with micro-batches of {size.setup.micro_batch_size} it takes {needed} of them", soft_wrap=True)
