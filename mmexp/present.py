@@ -91,6 +91,11 @@ def plan_rows(exp: Experiment, run: RunDir | None = None) -> list[dict[str, str]
     )
     rows.append({"part": "data", "what": _title(exp, "data"), "shape": f"batches of {spine.stage.batch_size}"})
     rows.append({"part": "start", "what": _start(spine.stage.init_from), "shape": ""})
+    if exp.checked.parts.get("evaluation"):
+        kind, asked = spine.stage.kind, exp.benchmarks
+        others = ", ".join(name for name in exp.checked.parts["evaluation"] if name not in asked)
+        left_out = f"not for stages of kind {kind}: {others}" if others else ""
+        rows.append({"part": "evaluation", "what": ", ".join(asked) or "nothing", "shape": left_out})
     if run is not None:
         rows.append({"part": "run", "what": str(run.path), "shape": ""})
     return rows
