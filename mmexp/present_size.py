@@ -204,6 +204,8 @@ def basis_lines(sizing: Sizing, arithmetic: Arithmetic) -> Iterator[str]:
         f"samples of {work.tokens:,.0f} tokens, {size.tokens:,.0f} in the fullest micro-batch of "
         f"{sizing.setup.micro_batch_size} ({work.source})"
     )
+    if sizing.setup.row == "shared":
+        yield "processor.row=shared is sized with one text a picture; more of them take more"
     samples = sizing.num_samples
     count = "unknown: rows=N, stage.max_steps=N, or data that are here" if samples is None else f"{samples:,}"
     yield f"samples of the stage: {count}"
