@@ -98,7 +98,11 @@ def _memory(found: dict[str, dict[str, float]]) -> str:
 
 
 def _growth(found: dict[str, dict[str, list[float]]]) -> str:
-    lines = ["Seconds of a step for 1, 2, 4 and 8 times as much, and what a unit costs at 8 times against 1:", ""]
+    lines = [
+        "Seconds of a forward and backward pass over 1, 2, 4 and 8 times as much, and what a unit costs at 8 times "
+        "against 1 (target 0.85 to 1.15):",
+        "",
+    ]
     for what, each in found.items():
         medians = {int(n): statistics.median(values) for n, values in each.items()}
         shown = ", ".join(f"{value:.2f}" for value in medians.values())
