@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from mmexp.connector import MlpConfig
@@ -19,6 +20,14 @@ from mmexp.model import InputPlan, Plan
 from mmexp.objective import NextTokenConfig
 from mmexp.prompt import ChatTemplate
 from mmexp.tuning import LoraSettings
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """The test's modules and batches are made in float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,13 +15,6 @@ from mmexp.engine.module import TrainingModule
 from mmexp.objective import NextTokenConfig
 
 Make = Callable[..., StageJob]
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def gradients(job: StageJob, items: list[Any], row: str, capacity: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
