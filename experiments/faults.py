@@ -40,7 +40,7 @@ Runs left without a good checkpoint: {torn}.
 NUM_STEPS = 60
 SETTINGS = {
     "accumulation 1": ("stage.micro_batch_size=4",),
-    "accumulation 2, mixture": ("stage.micro_batch_size=2", "data=mixed", "--config-dir", "conf"),
+    "accumulation 2, mixture": ("stage.micro_batch_size=2", "data=mixed", "~data.path", "--config-dir", "conf"),
     "accumulation 3, packed": ("stage.micro_batch_size=1", "stage.batch_size=3", "processor.row=packed",
                                "processor.max_length_tokens=700"),
     "accumulation 4": ("stage.micro_batch_size=1",),
