@@ -88,7 +88,7 @@ def check_besides(cls: type[_T], cfg: DictConfig) -> _T:
     Raises:
         ConfigError: every key that is missing or of the wrong type.
     """
-    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # a dataclass
     return check_own(cls, {name: cfg[name] for name in names if not OmegaConf.is_missing(cfg, name)})
 
 

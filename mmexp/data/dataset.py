@@ -136,7 +136,7 @@ class DropCounts:
             names = batch.dropped_datasets.get(reason, ("",) * len(ids))
             for name in names:
                 self.by_dataset.setdefault(name, Counter())[reason] += 1
-            shown = tuple(f"{name}/{id}" if name else id for name, id in zip(names, ids, strict=True))  # noqa: A001
+            shown = tuple(f"{name}/{id}" if name else id for name, id in zip(names, ids, strict=True))  # noqa: A001  # what it is called in a sample
             if reason == BAD_MEDIA:
                 total = max(self.num_seen, self.num_samples)
                 check_bad_media(batch.bad_media, self.dropped[reason], total, self.bad_media_cap)

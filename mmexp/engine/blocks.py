@@ -24,7 +24,7 @@ def blocks_of(part: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for child in part.children():
         is_list = isinstance(child, nn.ModuleList) and all(isinstance(block, type(child[0])) for block in child)
-        found += list(child) if is_list else blocks_of(child)  # type: ignore[arg-type]
+        found += list(child) if is_list else blocks_of(child)  # type: ignore[arg-type]  # a ModuleList
     return found
 
 

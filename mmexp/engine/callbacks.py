@@ -100,7 +100,7 @@ class MetricsLog(Callback):
     def _write(self, trainer: Trainer, module: TrainingModule, report: Any) -> None:
         seconds = time.perf_counter() - self._since
         steps = max(trainer.global_step - self._last_step, 1)
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning
         sums, tokens, samples, padding, media = self._over_all(trainer)
         total = (
             sum(module.latest.weights.get(name, 1.0) * value for name, value in sums.items()) if module.latest else 0
