@@ -23,6 +23,7 @@ from mmexp.engine.callbacks import Checkpoints, MetricsLog
 from mmexp.engine.chain import save_weights
 from mmexp.engine.features import FeatureCache
 from mmexp.engine.heartbeat import Heartbeat, lost_process
+from mmexp.engine.memory import is_out_of_memory, out_of_memory
 from mmexp.engine.module import TrainingModule
 from mmexp.engine.moved import MovedCheck
 from mmexp.engine.order_log import OrderLog
@@ -54,6 +55,7 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
     Raises:
         Interrupted: a signal asked to stop; the run is saved and can be continued.
         LostProcess: another process of the job has died or does not answer.
+        OutOfMemory: a step takes more memory than there is.
     """
     started = time.monotonic()
     bad_samples = BadSamples(job.run.path / "bad_samples.jsonl")
@@ -86,6 +88,8 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
         note(status="failed", step=trainer.global_step)
         if lost := lost_process(error, heartbeat, trainer.world_size):
             raise lost from error
+        if is_out_of_memory(error):
+            raise out_of_memory(error, job, trainer.global_step, module.load) from error
         raise
     module = plain_module(trainer, module)
     if is_main():

@@ -17,6 +17,7 @@ from mmexp.engine.chain import Changed, Start, load_starts
 from mmexp.engine.checkpoint import check_state, trained_names
 from mmexp.engine.frozen import require_loaded
 from mmexp.engine.gather import gather_rows
+from mmexp.engine.memory import Load
 from mmexp.engine.optim import AdamWCosineConfig, clip_and_check
 from mmexp.engine.ranks import total
 from mmexp.engine.recipe import Recipe
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BAD_STEPS_IN_A_ROW = 5
-_NOTES = frozenset({"_current_fx_name", "latest", "last_norm", "_window", "_window_ids", "_bad_in_a_row"})
+_NOTES = frozenset({"_current_fx_name", "load", "latest", "last_norm", "_window", "_window_ids", "_bad_in_a_row"})
 """Attributes that change several times a step and never hold a tensor of the module."""
 
 
@@ -83,6 +84,8 @@ class TrainingModule(LightningModule):
         """Fingerprint of the weights that do not train."""
         self.features: FeatureCache | None = None
         """Keeps what frozen encoders make of pictures; set it before the model is built."""
+        self.load: Load | None = None
+        """What the micro-batch in hand holds, for the error when memory is short."""
         self.latest: Losses | None = None
         """Losses of the last micro-batch, for the log."""
         self.last_norm = 0.0
@@ -165,6 +168,7 @@ class TrainingModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         seed_step(mix(self.recipe.seed, datamodule.position, self.trainer.global_rank), self.device)
+        self.load = Load.of(batch)
         losses = self.objective(self.model, batch)
         self.latest = losses
         datamodule.advance(batch)

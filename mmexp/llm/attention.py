@@ -151,13 +151,18 @@ def _suits_varlen(query: Tensor, dropout: float) -> bool:
 
 
 @lru_cache
-def _has_varlen() -> bool:
-    """Whether torch has the kernel with the arguments that are needed (2.10 has it without some of them)."""
+def _varlen_arguments() -> frozenset[str]:
+    """What torch's kernel for sequences of different lengths takes; empty without one."""
     if find_spec("torch.nn.attention.varlen") is None:
-        return False
+        return frozenset()
     from torch.nn.attention.varlen import varlen_attn
 
-    return {"scale", "window_size", "enable_gqa"} <= signature(varlen_attn).parameters.keys()
+    return frozenset(signature(varlen_attn).parameters)
+
+
+def _has_varlen() -> bool:
+    """Whether torch has the kernel with the arguments that are needed (2.10 has it without them)."""
+    return {"scale", "window_size"} <= _varlen_arguments()
 
 
 def _varlen(
@@ -171,15 +176,17 @@ def _varlen(
     """As `segment_attention`, in one call; padding is a segment like others, whose output nobody uses."""
     from torch.nn.attention.varlen import varlen_attn
 
-    sizes = spans.sizes
+    sizes = [size for size in spans.sizes if size]
     ends = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32).to(query.device, non_blocking=True)
+    settings: dict[str, Any] = {"scale": scaling, "window_size": (-1 if window is None else window - 1, 0)}
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in _varlen_arguments():
+            settings["enable_gqa"] = True
+        else:  # before torch 2.12
+            key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
     dtype = compute_dtype(query)  # autocast does not know the kernel
     q, k, v = (part.transpose(1, 2).flatten(0, 1).to(dtype) for part in (query, key, value))
-    reach = (-1 if window is None else window - 1, 0)  # how far a query sees back, and ahead
-    mixed: Any = varlen_attn(
-        q, k, v, ends, ends, max(sizes), max(sizes), scale=scaling, window_size=reach,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
+    mixed: Any = varlen_attn(q, k, v, ends, ends, max(sizes), max(sizes), **settings)
     return mixed.unflatten(0, (query.shape[0], query.shape[2]))
 
 
