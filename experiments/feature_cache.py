@@ -30,7 +30,6 @@ from PIL import Image
 from step_pair import (
     OURS,
     SHAPES,
-    SLOTS,
     THEIRS,
     Step,
     build_ours,
@@ -80,7 +79,7 @@ class Cell:
         self.shape, self.folder = SHAPES["small"], folder
         ours = build_ours(self.shape)
         branch: Any = ours.inputs["image"]
-        num_slots = SLOTS
+        num_slots = self.shape.slots
         if case in FEW:
             torch.manual_seed(0)
             branch.connector = FEW[case].build(branch.spec, self.shape.width)

@@ -32,20 +32,30 @@ ABLATIONS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers, widths and vocabulary of a CLIP encoder and a Llama; pictures are 224 px in patches of 16."""
+    """Layers, widths and vocabulary of a CLIP encoder and a Llama."""
 
     vision_layers: int
     vision_width: int
     layers: int
     width: int
     vocabulary: int
+    image_px: int = 224
+    patch_px: int = 16
+    head_width: int = 64
+    """Of an attention head of the LLM."""
+
+    @property
+    def slots(self) -> int:
+        """Soft tokens of a picture."""
+        return (self.image_px // self.patch_px) ** 2
 
     @property
     def vision(self) -> transformers.CLIPVisionConfig:
         """The encoder's config."""
         return transformers.CLIPVisionConfig(
-            hidden_size=self.vision_width, intermediate_size=4 * self.vision_width, image_size=224, patch_size=16,
-            num_hidden_layers=self.vision_layers, num_attention_heads=self.vision_width // 64,
+            hidden_size=self.vision_width, intermediate_size=4 * self.vision_width, image_size=self.image_px,
+            patch_size=self.patch_px, num_hidden_layers=self.vision_layers,
+            num_attention_heads=self.vision_width // 64,
         )  # fmt: skip
 
     @property
@@ -53,7 +63,7 @@ class Shape:
         """The LLM's config."""
         return transformers.LlamaConfig(
             hidden_size=self.width, intermediate_size=round(self.width * 2.6875), num_hidden_layers=self.layers,
-            num_attention_heads=self.width // 64, vocab_size=self.vocabulary, max_position_embeddings=2048,
+            num_attention_heads=self.width // self.head_width, vocab_size=self.vocabulary, max_position_embeddings=2048,
             pad_token_id=0,
         )  # fmt: skip
 
@@ -63,7 +73,6 @@ SHAPES = {
     "7B-shaped": Shape(vision_layers=2, vision_width=192, layers=8, width=512, vocabulary=1_024),
 }
 """`7B-shaped`: head and encoder have 2 and 4 % of the LLM's weights, as in LLaVA-1.5-7B."""
-SLOTS = 196
 TRAINED = {1: ("connector",), 2: ("connector", "llm")}
 
 
@@ -99,14 +108,15 @@ def make_item(
     all_supervised: bool,
     name: str,
     generator: torch.Generator,
-    num_slots: int = SLOTS,
+    num_slots: int | None = None,
 ) -> Item:
-    """A start token, a picture of `num_slots` perhaps, and `words` tokens in turns whose second halves are answers."""
+    """A start token, a picture of `num_slots` (null: as many as it has patches) perhaps, and `words` tokens in turns whose second halves are answers."""
     text = torch.randint(3, shape.vocabulary - 1, (words,), generator=generator)
     place = torch.arange(words) % max(2, words // turns)
     answers = place >= max(2, words // turns) // 2
     labels = text if all_supervised else text.masked_fill(~answers, IGNORE)
-    slots = num_slots if has_picture else 0
+    slots = (num_slots or shape.slots) if has_picture else 0
+    side = shape.image_px
     head, blank = torch.tensor([1]), torch.zeros(slots, dtype=torch.long)
     return Item(
         id=name,
@@ -114,7 +124,7 @@ def make_item(
         input_ids=torch.cat([head, blank, text]),
         labels=torch.cat([torch.full((1 + slots,), IGNORE), labels]),
         runs=(MediaRun(modality="image", start=1, length=slots),) if slots else (),
-        media={"image": (torch.randn(3, 224, 224, generator=generator),)} if slots else {},
+        media={"image": (torch.randn(3, side, side, generator=generator),)} if slots else {},
     )
 
 
@@ -145,7 +155,8 @@ def build_ours(shape: Shape) -> MultimodalModel:
     """The same architecture with random weights."""
     torch.manual_seed(0)
     encoder = transformers.CLIPVisionModel(shape.vision)
-    spec = EncoderSpec(width=shape.vision_width, grid=(14, 14), item_shape=(3, 224, 224))
+    side, grid = shape.image_px, shape.image_px // shape.patch_px
+    spec = EncoderSpec(width=shape.vision_width, grid=(grid, grid), item_shape=(3, side, side))
     branch = Branch(
         HfVision(encoder, shape.vision_layers - 1, drop=1), MlpConfig(depth=2).build(spec, shape.width), spec
     )
@@ -175,14 +186,17 @@ def freeze(model: nn.Module, stage: int) -> None:
         weight.requires_grad_(kind in TRAINED[stage])
 
 
-def make_loss(name: str, model: nn.Module, shape: Shape, items: list[Item], low: bool) -> Callable[[], torch.Tensor]:
+def make_loss(
+    name: str, model: nn.Module, shape: Shape, items: list[Item], low: bool, device: str = "cpu"
+) -> Callable[[], torch.Tensor]:
     """The mean loss of a variant (`THEIRS`, or one of `ABLATIONS`) on some samples."""
     if name == THEIRS:
-        batch = padded(shape, items)
+        batch = {key: value.to(device) for key, value in padded(shape, items).items()}
         forward = lambda: model(**batch, use_cache=False).loss  # noqa: E731
     else:
         row, settings = ABLATIONS[name]
-        mine, objective = Collator(pad_id=0, row=row)(items), NextToken(**settings)
+        mine = Collator(pad_id=0, row=row)(items).to(torch.device(device))
+        objective = NextToken(**settings)
         if low:
             store_frozen({"model": model}, torch.bfloat16, {})
 
@@ -191,7 +205,7 @@ def make_loss(name: str, model: nn.Module, shape: Shape, items: list[Item], low:
             return losses.sums["lm"] / losses.counts["lm"]
 
     def loss() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with torch.autocast(device, torch.bfloat16, enabled=low):
             return forward()
 
     return loss

@@ -166,12 +166,15 @@ class Experiment:
 
     def load_generator(self, run: RunDir) -> Generator:
         """The model of a finished run, ready to answer."""
+        objective = self.build_heads()
+        return self.generator(self.load_model(run, {} if objective is None else {"objective": objective}), objective)
+
+    def generator(self, model: MultimodalModel, objective: nn.Module | None) -> Generator:
+        """What answers with a model, on a GPU where there is one."""
         import torch
 
         from mmexp.engine import Generator
 
-        objective = self.build_heads()
-        model = self.load_model(run, {} if objective is None else {"objective": objective})
         return Generator(model.to("cuda" if torch.cuda.is_available() else "cpu"), self.plan, objective)
 
     def _plan_fields(self) -> dict[str, Any]:

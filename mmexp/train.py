@@ -28,7 +28,7 @@ def body(invocation: Invocation) -> None:
 def train(invocation: Invocation) -> None:
     """The whole of a stage. A run that was finished before is left as it is."""
     from mmexp.assemble import experiment
-    from mmexp.engine import Generator, console, fit, setup_logging
+    from mmexp.engine import console, fit, setup_logging
     from mmexp.engine.pace import peak_memory_mb
     from mmexp.engine.predict import evaluate_run
     from mmexp.engine.ranks import is_main
@@ -56,7 +56,7 @@ def train(invocation: Invocation) -> None:
         generator = exp.load_generator(run)
     else:
         assert module.model is not None
-        generator = Generator(module.model, exp.plan, module.objective)
+        generator = exp.generator(module.model, module.objective)  # Lightning has left it on the CPU
     with stopping_at_once(run, run.manifest()["step"]):
         results = evaluate_run(generator, exp.benchmarks, run)
     run.update_manifest(status="finished", wall_s=round(time.monotonic() - started, 1), peak_memory_mb=peak_memory_mb())

@@ -117,8 +117,18 @@ class TrainingModule(LightningModule):
     def configure_model(self) -> None:
         if self.model is not None:
             return
+        with torch.device("cpu"):  # where Lightning asks for the GPU, fresh weights would be others than on a CPU
+            self._build()
+        set_up_blocks(self.parts(), self.recipe.gradient_checkpointing, self.recipe.compiled)
+        strategy = self._strategy()
+        if isinstance(strategy, ShardedStrategy):
+            strategy.shard(self)
+
+    def _build(self) -> None:
+        """Makes model and objective in the memory of the machine, and opens, casts and adapts what the recipe says."""
+        recipe = self.recipe
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.recipe.seed)  # fresh weights follow from the seed and nothing else
+            torch.manual_seed(recipe.seed)  # fresh weights follow from the seed and nothing else
             self.model = self.plan.build()
             self.objective = self._objective_config.build(self.plan)
         self.objective.requires(self.plan)
@@ -126,24 +136,23 @@ class TrainingModule(LightningModule):
             self.objective.gather = gather_rows
         self.changed = load_starts(self.parts(), self.init_from)
         quantize_llm(self.model.llm, self._storage, self._target_device(), self.changed.get("llm", ()))
-        recipe = self.recipe
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)  # fresh adapters too
             apply_policy(self.model, recipe.policy, recipe.lora, recipe.live_dropout, recipe.new_tokens)
         if not recipe.allow_random_frozen:
             require_loaded(self.plan, self.parts(), self.changed, recipe.policy)
         self.frozen = fingerprint(self.model)
-        strategy = self._trainer.strategy if self._trainer else None  # without a Trainer the property raises
-        is_sharded = isinstance(strategy, ShardedStrategy)
+        is_sharded = isinstance(self._strategy(), ShardedStrategy)
         if recipe.cast_frozen and not is_sharded and computes_in_bfloat16(self._trainer):
             freed = store_frozen(self.parts(), torch.bfloat16, self.changed)
             self.has_cast = freed > 0
             log.info("frozen matrices are stored in bfloat16: %.1f MB less", freed / 2**20)
         if self.features is not None:
             self.features.open(self)
-        set_up_blocks(self.parts(), recipe.gradient_checkpointing, recipe.compiled)
-        if isinstance(strategy, ShardedStrategy):
-            strategy.shard(self)
+
+    def _strategy(self) -> Any:
+        """The Trainer's; None without one, where Lightning's property raises."""
+        return self._trainer.strategy if self._trainer else None
 
     def fresh(self) -> TrainingModule:
         """The same, before its model is built."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from inspect import signature
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 NAME = "mmexp_segments"
 
 
-class UsedRows(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class UsedRows:
     """The positions of a batch whose hidden states are used behind the last layer."""
 
     rows: Tensor
@@ -38,6 +40,7 @@ def register() -> str:
     return NAME
 
 
+@torch.compiler.disable
 def segment_attention(
     module: nn.Module,
     query: Tensor,
@@ -50,6 +53,8 @@ def segment_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention that cannot cross a segment: one fused call per span, nothing spent on padding.
+
+    A compiled block calls it as it is: compiled with it, the block would be compiled again for other lengths.
 
     Args:
         module: The attention layer that calls.
@@ -104,6 +109,7 @@ def used_rows(rows: Tensor, spans: Spans) -> UsedRows:
     return UsedRows(rows, (rows - starts.repeat_interleave(counts).to(rows.device)).split(counts.tolist()))
 
 
+@torch.compiler.disable
 def used_rows_attention(
     query: Tensor,
     key: Tensor,
