@@ -39,7 +39,7 @@ test-all: setup  ## the default and the slow suite
 faults: setup  ## real runs that are killed, stopped and starved (part of the slow suite)
 	$(BIN)/python -m pytest tests/faults -m faults
 
-gpu: setup  ## what needs one GPU; nobody has run it yet
+gpu: setup  ## what needs one GPU
 	$(BIN)/python -m pytest -m gpu --timeout=1800
 
 check: format-check lint type test  ## everything a change must pass

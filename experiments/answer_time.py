@@ -128,8 +128,8 @@ def write(table: dict[int, dict[str, float]], rounds: int) -> None:
     ]
     text = f"""# What do five questions about a picture cost?
 Made by `python experiments/answer_time.py`, which says how. {PICTURES} pictures,
-{QUESTIONS} questions each, {SHAPE.slots} soft tokens a picture; all ways give the same answers. Medians of {rounds} rounds,
-torch {torch.__version__}, transformers {transformers.__version__}, one thread.
+{QUESTIONS} questions each, {SHAPE.slots} soft tokens a picture; all ways give the same answers.
+Medians of {rounds} rounds, torch {torch.__version__}, transformers {transformers.__version__}, one thread.
 
 | tokens an answer | way | CPU seconds | ours is faster by |
 |---|---|---|---|

@@ -5,23 +5,26 @@
     python experiments/gpu.py estimates runs       real commands, and what the doctor says of them
 
 `MMEXP_SHARED` is the folder whose `data` holds pictures, conversations and LLaMA's tokenizer. `--work` (80 GB) gets the
-random weights. `estimates` need no GPU but `models`, and can be made before.
+random weights. `traced` and `estimates` are the doctor's and need no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 FIGURES = Path(__file__).with_suffix(".json")
-PARTS = ("models", "steps", "compiled", "answers", "estimates", "runs")
+PARTS = ("models", "steps", "compiled", "traced", "answers", "estimates", "runs")
+CPU_PARTS = {"traced", "estimates"}
 
 
 def main() -> None:
@@ -35,10 +38,12 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small models, to try the script on a CPU")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not options.tiny:
+    if device == "cpu" and not options.tiny and set(options.parts or PARTS) - CPU_PARTS:
         sys.exit("no GPU here; --tiny tries the script on the CPU")
     options.work.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    if set(options.parts or PARTS) - CPU_PARTS:
+        figures["setting"] = setting(device)
     for part in options.parts or PARTS:
         try:
             for name, found in measured(part, options, device):
@@ -64,15 +69,19 @@ def measured(part: str, options: argparse.Namespace, device: str) -> Any:
     if part == "models":
         gpu_runs.make_models(options.work / "models", device, options.tiny)
         gpu_runs.make_rows(options.work)
-        yield "card", torch.cuda.get_device_name() if device == "cuda" else "none"
+        yield "folder", str(options.work / "models")
     elif part == "steps":
         for name, case in cases.items():
             if options.only in name:
                 yield from attempt(name, gpu_steps.steps, name, case, options.rounds, device)
     elif part == "compiled":
         name, case = list(cases.items())[-1]
-        names = (gpu_steps.OURS_, gpu_steps.COMPILED, gpu_steps.THEIRS)
+        names = (gpu_steps.OURS, gpu_steps.COMPILED, gpu_steps.THEIRS)
         yield from attempt(name, gpu_steps.steps, name, case, options.rounds, device, names)
+    elif part == "traced":
+        for name, case in cases.items():
+            if options.only in name:
+                yield name, gpu_steps.traced(case)
     elif part == "answers":
         shape = "tiny" if options.tiny else "7B"
         yield shape, gpu_steps.answers(shape, options.rounds, device)
@@ -84,6 +93,13 @@ def measured(part: str, options: argparse.Namespace, device: str) -> Any:
     else:
         for name in names:
             yield from attempt(name, gpu_runs.run, name, options.work, options.tiny)
+
+
+def setting(device: str) -> dict[str, str]:
+    """Card and versions."""
+    found = {name: version(name) for name in ("torch", "transformers", "lightning", "peft", "bitsandbytes")}
+    card = torch.cuda.get_device_name() if device == "cuda" else "none"
+    return {"card": card, "python": platform.python_version(), **found}
 
 
 def attempt(name: str, work: Callable[..., Any], *args: Any) -> Iterator[tuple[str, Any]]:

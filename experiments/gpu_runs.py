@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from gpu_steps import SHAPES, Shape
+from gpu_steps import SHAPES
 
 VICUNA, CLIP = "lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336"
 SMALL = "small/llama"
@@ -33,7 +33,6 @@ class Job(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-_LORA = ("stage.lora.dropout=0.05",)
 RECOMPUTE = "trainer.gradient_checkpointing=[llm]"
 RUNS = {
     "7B, stage 1, micro-batches of 16": Job("align", "pretrain", ("stage.micro_batch_size=16", "llm.dtype=bfloat16")),
@@ -134,6 +133,3 @@ def run(name: str, folder: Path, tiny: bool = False) -> dict[str, Any]:
         "wall_s": time.perf_counter() - began,
         **mean,
     }
-
-
-__all__ = ["RUNS", "STEPS", "Shape", "estimate", "make_models", "make_rows", "run"]

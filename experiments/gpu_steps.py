@@ -13,18 +13,33 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from answer_time import BATCH, ONE, OURS, PICTURES, QUESTIONS, make_ways, measure
+from answer_time import make_ways, measure
 from peft import LoraConfig, inject_adapter_in_model
-from step_pair import ABLATIONS, THEIRS, Shape, build_ours, build_theirs, counterparts, freeze, make_items, make_loss
+from step_pair import (
+    ABLATIONS,
+    OURS,
+    RECOMPUTED,
+    THEIRS,
+    Shape,
+    build_ours,
+    build_theirs,
+    counterparts,
+    freeze,
+    make_items,
+    make_loss,
+)
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from mmexp.data import Collator
 from mmexp.engine.blocks import blocks_of
 from mmexp.llm import attention
+from mmexp.objective import NextToken
+from mmexp.sizing import trace_step
 
 VISION: dict[str, Any] = {"vision_layers": 24, "vision_width": 1024, "image_px": 336, "patch_px": 14}
 SHAPES = {
@@ -33,10 +48,9 @@ SHAPES = {
     "tiny": Shape(vision_layers=2, vision_width=64, layers=2, width=128, vocabulary=512, image_px=56, patch_px=14),
 }
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LOOP, LARGE, RECOMPUTED = "mmexp, a call a segment", "mmexp, chunks of 2,048", "transformers, recomputing the LLM"
-OURS_, COMPILED = "mmexp", "mmexp, LLM compiled"
-ABLATIONS |= {LARGE: ("flat", {"chunk_rows": 2048}), LOOP: ("flat", {}), COMPILED: ABLATIONS[OURS_]}
-NAMES = (OURS_, LOOP, LARGE, THEIRS, RECOMPUTED)
+LOOP, LARGE, COMPILED = "mmexp, a call a segment", "mmexp, logits in chunks of 2,048", "mmexp, LLM compiled"
+ABLATIONS |= {LOOP: ("flat", {}), LARGE: ("flat", {"chunk_rows": 2048}), COMPILED: ABLATIONS[OURS]}
+NAMES = (OURS, LOOP, LARGE, THEIRS, RECOMPUTED)
 
 
 class Case(NamedTuple):
@@ -79,7 +93,7 @@ def build(case: Case, device: str) -> dict[str, nn.Module]:
     if case.lora:
         for decoder in (ours.llm.model.get_decoder(), theirs.model.language_model):
             _add_lora(decoder)
-    return {THEIRS: theirs.train(), OURS_: ours.train()}
+    return {THEIRS: theirs.train(), OURS: ours.train()}
 
 
 def _add_lora(decoder: nn.Module) -> None:
@@ -102,62 +116,53 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
 
 
 class Variant:
-    """One way to make a step; keeps the models' other states away from the others."""
+    """One way to make a step. Those of one model share its optimizer."""
 
     def __init__(self, name: str, models: dict[str, nn.Module], case: Case, items: Any, device: str) -> None:
-        self.name, self.model = name, models[THEIRS if name in (THEIRS, RECOMPUTED) else OURS_]
-        kind = THEIRS if name == RECOMPUTED else name
-        self.loss: Callable[[], torch.Tensor] = make_loss(kind, self.model, SHAPES[case.shape], items, True, device)
-        self.blocks: Any = blocks_of(self.model.llm) if name == COMPILED else []
+        self.name, self.model = name, models[THEIRS if name in (THEIRS, RECOMPUTED) else OURS]
+        self.loss: Callable[[], torch.Tensor] = make_loss(name, self.model, SHAPES[case.shape], items, True, device)
+        self.blocks: Any = blocks_of(self.model.llm) if name == COMPILED else []  # type: ignore[arg-type]
         self.compiled = [torch.compile(block._call_impl) for block in self.blocks]
-        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimizer: Any = getattr(self.model, "optimizer_of_trained", None)
-        if self.optimizer is None:
-            self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
-            self.model.__dict__["optimizer_of_trained"] = self.optimizer
+        if "optimizer_of_trained" not in vars(self.model):
+            trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+            vars(self.model)["optimizer_of_trained"] = torch.optim.AdamW(trained, lr=1e-6, fused=True)
+        self.optimizer: Any = vars(self.model)["optimizer_of_trained"]
 
-    def __call__(self) -> float:
-        """One step; its loss."""
+    def __call__(self) -> None:
+        """One step."""
         with self._set_up():
-            loss = self.loss()
-            loss.backward()
+            self.loss().backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
 
     @contextmanager
     def _set_up(self) -> Iterator[None]:
-        found, model = attention._has_varlen, self.model
-        if self.name == RECOMPUTED:
-            model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[union-attr]
+        has_varlen = attention._has_varlen
         if self.name == LOOP:
             attention._has_varlen = lambda: False
-        for block, call in zip(self.blocks, self.compiled, strict=False):
+        for block, call in zip(self.blocks, self.compiled, strict=True):
             block._compiled_call_impl = call  # what `block.compile()` sets, for one step
         try:
             yield
         finally:
-            attention._has_varlen = found
+            attention._has_varlen = has_varlen
             for block in self.blocks:
                 block._compiled_call_impl = None
-            if self.name == RECOMPUTED:
-                model.model.language_model.gradient_checkpointing_disable()  # type: ignore[union-attr]
 
 
-def steps(
-    name: str, case: Case, rounds: int, device: str, names: tuple[str, ...] = NAMES
-) -> dict[str, Any]:
-    """Seconds, losses, memory above the resting state, and operations of one case."""
+def steps(name: str, case: Case, rounds: int, device: str, names: tuple[str, ...] = NAMES) -> dict[str, Any]:
+    """Seconds and memory above the resting state of one case."""
     started = time.perf_counter()
     _empty(device)
     models = build(case, device)
     items = make_items(SHAPES[case.shape], case.stage, case.pictures, texts=case.texts)
     variants = {each: Variant(each, models, case, items, device) for each in names}
     seconds: dict[str, list[float]] = {each: [] for each in names}
-    losses, memory = {}, {}
+    memory = {}
+    _require_alike(variants)
     for each, variant in variants.items():
         try:
-            losses[each] = variant()
+            variant()
             variant()
             rest = _allocated(device)
             variant()
@@ -167,8 +172,6 @@ def steps(
             del seconds[each]
             variant.optimizer.zero_grad(set_to_none=True)
         _empty(device)
-    with FlopCounterMode(display=False) as counter:
-        Variant(LOOP, models, case, items, device)()
     rates = []
     for number in range(rounds):
         rates.append(product_rate(device))
@@ -179,21 +182,43 @@ def steps(
     print(name, {k: round(v, 3) for k, v in medians.items()}, f"{time.perf_counter() - started:.0f} s", flush=True)
     return {
         "seconds": seconds,
-        "losses": losses,
         "memory_gb": memory,
-        "flops": counter.get_total_flops(),
         "rate": statistics.median(rates),
         "tokens": sum(lengths),
         "padding": 1 - sum(lengths) / (len(lengths) * max(lengths)),
     }
 
 
+def _require_alike(variants: dict[str, Variant]) -> None:
+    """Stops unless all have the same loss, as far as bfloat16 goes; how exact they are, `step_time.py` looks at."""
+    with torch.no_grad():
+        losses = {name: float(variant.loss()) for name, variant in variants.items()}
+    if max(losses.values()) > 1.01 * min(losses.values()):
+        raise RuntimeError(f"losses differ: {losses}; nothing was timed")
+
+
+def traced(case: Case) -> dict[str, float]:
+    """Operations of a step of ours, and GB that it should take above the resting state, as the doctor counts them.
+
+    It counts a step of Lightning's, where the last gradients stay during the forward pass; here none do.
+    """
+    model = build(case, "meta")[OURS]
+    batch = Collator(pad_id=0, row="shared")(
+        make_items(SHAPES[case.shape], case.stage, case.pictures, texts=case.texts)
+    )
+    batch = replace(batch, media={name: value.to("meta") for name, value in batch.media.items()})
+    trace = trace_step(model, NextToken(), batch, has_autocast=True)  # type: ignore[arg-type]
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    start = next(at for at, (_, share) in enumerate(trace.moments) if share < 1)  # of the backward pass
+    forward, backward = trace.moments[:start], trace.moments[start:]
+    peak = max([held for held, _ in forward] + [held + share * gradients for held, share in backward])
+    return {"flops": trace.flops, "memory_gb": peak / 1e9}
+
+
 def answers(shape_name: str, rounds: int, device: str) -> dict[str, Any]:
     """Seconds to answer five questions about each of two pictures, by way and length of the answers."""
     models = build(Case(shape_name, 1, 1), device)
-    pair = models[OURS_].eval(), models[THEIRS].eval()
-    for model in pair:
-        model.bfloat16()
+    pair = models[OURS].eval().bfloat16(), models[THEIRS].eval().bfloat16()
     now = partial(_now, device)
     return {
         str(length): measure(make_ways(length, SHAPES[shape_name], *pair, device), rounds, now, alike=False)
@@ -237,6 +262,3 @@ def _empty(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-
-
-__all__ = ["BATCH", "CASES", "COMPILED", "NAMES", "ONE", "OURS", "OURS_", "PICTURES", "QUESTIONS", "RECOMPUTED", "THEIRS", "TINY", "answers", "steps"]

@@ -20,7 +20,7 @@ from mmexp.model import Branch, MultimodalModel
 from mmexp.objective import NextToken
 from mmexp.tuning import store_frozen
 
-OURS, THEIRS = "mmexp", "transformers"
+OURS, THEIRS, RECOMPUTED = "mmexp", "transformers", "transformers, LLM computed again"
 ABLATIONS = {
     OURS: ("shared", {}),
     "every text with a picture of its own": ("flat", {}),
@@ -110,7 +110,10 @@ def make_item(
     generator: torch.Generator,
     num_slots: int | None = None,
 ) -> Item:
-    """A start token, a picture of `num_slots` (null: as many as it has patches) perhaps, and `words` tokens in turns whose second halves are answers."""
+    """A start token, a picture perhaps, and `words` tokens in turns whose second halves are answers.
+
+    The picture takes `num_slots` places; None stands for one a patch.
+    """
     text = torch.randint(3, shape.vocabulary - 1, (words,), generator=generator)
     place = torch.arange(words) % max(2, words // turns)
     answers = place >= max(2, words // turns) // 2
@@ -189,10 +192,19 @@ def freeze(model: nn.Module, stage: int) -> None:
 def make_loss(
     name: str, model: nn.Module, shape: Shape, items: list[Item], low: bool, device: str = "cpu"
 ) -> Callable[[], torch.Tensor]:
-    """The mean loss of a variant (`THEIRS`, or one of `ABLATIONS`) on some samples."""
-    if name == THEIRS:
+    """The mean loss of a variant (`THEIRS`, `RECOMPUTED`, or one of `ABLATIONS`) on some samples.
+
+    `RECOMPUTED` is `THEIRS` with gradient checkpointing of the LLM, as LLaVA's scripts train in both stages.
+    """
+    if name in (THEIRS, RECOMPUTED):
         batch = {key: value.to(device) for key, value in padded(shape, items).items()}
-        forward = lambda: model(**batch, use_cache=False).loss  # noqa: E731
+
+        def forward() -> torch.Tensor:
+            language_model = model.model.language_model  # type: ignore[union-attr]
+            language_model.activation_checkpointing_disable()
+            if name == RECOMPUTED:
+                language_model.activation_checkpointing_enable()
+            return model(**batch, use_cache=False).loss
     else:
         row, settings = ABLATIONS[name]
         mine = Collator(pad_id=0, row=row)(items).to(torch.device(device))

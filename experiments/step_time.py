@@ -26,6 +26,7 @@ import torch
 from step_pair import (
     ABLATIONS,
     OURS,
+    RECOMPUTED,
     SHAPES,
     THEIRS,
     Step,
@@ -74,7 +75,7 @@ def require_exact(models: dict[str, nn.Module], losses: dict[str, Callable[[], t
     """Stops unless every variant has transformers' loss and gradients."""
     expected = losses[THEIRS]()
     expected.backward()
-    for name in losses.keys() - {THEIRS}:
+    for name in losses.keys() - {THEIRS, RECOMPUTED}:
         models[OURS].zero_grad()
         loss = losses[name]()
         loss.backward()
@@ -117,7 +118,7 @@ def timed(case: str, rounds: int, names: list[str]) -> dict[str, Any]:
         mine.load_state_dict(other.state_dict(), strict=False)
     for model in models.values():
         freeze(model, stage)
-    own = {name: models.get(name, models[OURS]) for name in names}
+    own = {name: models[THEIRS if name in (THEIRS, RECOMPUTED) else OURS] for name in names}
     require_exact(models, {name: make_loss(name, own[name], shape, items, False) for name in names}, pairs)
     steps = {name: Step(own[name], make_loss(name, own[name], shape, items, low)) for name in names}
     for step in steps.values():
@@ -243,7 +244,8 @@ def main() -> None:
         elif case == "head":
             figures[case] = {kind: apart("head", kind) for kind in ("full", OURS)}
         else:
-            figures[case] = growth(options.rounds) if case == "growth" else timed(case, options.rounds, names)
+            further = [RECOMPUTED] if case.startswith("7b") else []
+            figures[case] = growth(options.rounds) if case == "growth" else timed(case, options.rounds, names + further)
         FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
         print(case, "done")
     from step_page import write_page

@@ -81,6 +81,8 @@ def launch(
         argv: Arguments; None takes the process's own.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # lengths change with every step, and with them what is asked for
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
         _launch(body, config_name, module, args)
     except MmexpError as error:

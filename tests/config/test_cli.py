@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +191,16 @@ def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixtu
         launch(body, "train", "mmexp.train", [])
     assert info.value.code == code
     assert len(capsys.readouterr().err.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize("own", [{}, {"PYTORCH_ALLOC_CONF": "x"}, {"PYTORCH_CUDA_ALLOC_CONF": "x"}])
+def test_memory_of_a_gpu_can_grow_unless_the_user_decided(own: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    for name in names:
+        monkeypatch.setenv(name, "to be restored")
+        monkeypatch.delenv(name)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    launch(lambda invocation: None, "train", "mmexp.train", [])
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    assert found == (own or {"PYTORCH_ALLOC_CONF": "expandable_segments:True"})
