@@ -144,8 +144,9 @@ def test_lora_on_few_bits_learns_and_answers(
     assert sum(found[-5:]) < 0.9 * sum(found[:5])
     assert (job.run.weights / "llm_lora" / "adapter_model.safetensors").is_file()
     assert module.model is not None
+    generator = Generator(module.model.eval().cuda(), job.plan)
     with torch.autocast("cuda", torch.bfloat16):
-        answers = Generator(module.model.eval().cuda(), job.plan).predict(questions(tmp_path), Sampling(max_new_tokens=8))
+        answers = generator.predict(questions(tmp_path), Sampling(max_new_tokens=8))
     assert len(answers) == 5
 
 
