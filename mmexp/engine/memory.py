@@ -41,7 +41,8 @@ class Load(NamedTuple):
     @classmethod
     def of(cls, batch: Batch) -> Load:
         """That of a batch."""
-        return cls(len(batch.ids), batch.num_tokens, *batch.input_ids.shape, num_media(batch))
+        rows, columns = batch.input_ids.shape
+        return cls(len(batch.ids), batch.num_tokens, rows, columns, num_media(batch))
 
     def __str__(self) -> str:
         return (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from inspect import signature
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.nn import functional
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from mmexp.llm.spans import Spans
 
 NAME = "mmexp_segments"
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _never_compiled(function: _F) -> _F:
+    """Called by a compiled block as it is: compiled too, it would be compiled again for every batch's lengths."""
+    return torch.compiler.disable(function)  # type: ignore[return-value]  # typed for use without arguments too
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +46,7 @@ def register() -> str:
     return NAME
 
 
-@torch.compiler.disable
+@_never_compiled
 def segment_attention(
     module: nn.Module,
     query: Tensor,
@@ -53,8 +59,6 @@ def segment_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention that cannot cross a segment: one fused call per span, nothing spent on padding.
-
-    A compiled block calls it as it is: compiled with it, the block would be compiled again for other lengths.
 
     Args:
         module: The attention layer that calls.
@@ -109,7 +113,7 @@ def used_rows(rows: Tensor, spans: Spans) -> UsedRows:
     return UsedRows(rows, (rows - starts.repeat_interleave(counts).to(rows.device)).split(counts.tolist()))
 
 
-@torch.compiler.disable
+@_never_compiled
 def used_rows_attention(
     query: Tensor,
     key: Tensor,

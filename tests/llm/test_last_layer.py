@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers
+from torch._dynamo.testing import CompileCounter
 from transformers import PretrainedConfig
 
 from mmexp.llm import TinyLlmConfig
@@ -140,3 +141,20 @@ def test_names_of_weights_copies_and_generation_stay() -> None:
     wanted = plain.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
     for model in (llm.model, copy.deepcopy(llm).model):
         assert torch.equal(model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0), wanted)
+
+def test_a_compiled_block_takes_other_segments_without_being_compiled_again() -> None:
+    torch.manual_seed(0)
+    plain, compiled = (empty_llm(transformers.LlamaConfig(**SMALL)) for _ in range(2))
+    compiled.load_state_dict(plain.state_dict())
+    counter, counts = CompileCounter(), []
+    for block in compiled.model.get_decoder().layers:
+        block.compile(backend=counter)
+    embeds = torch.randn(1, 16, SMALL["hidden_size"])
+    for lengths in ([10, 6], [4, 4, 8], [16], [1, 2, 3, 4, 6]):
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        rows = torch.tensor([3, 7, 15])
+        found = compiled.hidden(embeds, positions, [lengths], rows=rows)
+        torch.testing.assert_close(found, plain.hidden(embeds, positions, [lengths], rows=rows))
+        counts.append(counter.frame_count)
+    assert counts[0] > 0
+    assert counts[1:] == [counts[0]] * 3
