@@ -22,8 +22,7 @@ from PIL import Image
 from mmexp.connector import MlpConfig
 from mmexp.data import Collator, LlavaJsonConfig, MultimodalDataModule
 from mmexp.encoder import TinyVisionConfig
-from mmexp.engine import AdamWCosineConfig, RunDir, StageJob, TrainerConfig, fit
-from mmexp.engine import job as job_module
+from mmexp.engine import AdamWCosineConfig, RunDir, StageJob, TrainerConfig, fit, fitting
 from mmexp.engine.seeding import mix, seed_step
 from mmexp.llm import TinyLlmConfig
 from mmexp.model import InputPlan, Plan
@@ -119,7 +118,7 @@ def bare(job: StageJob, steps: int) -> tuple[float, float]:
 def trained(job: StageJob) -> tuple[float, float]:
     """CPU seconds a step and the last loss under the Trainer."""
     marks: list[float] = []
-    make = job_module._callbacks
+    make = fitting._callbacks
 
     class Clock(Callback):
         """Costs what any callback costs, and counts as overhead."""
@@ -130,11 +129,11 @@ def trained(job: StageJob) -> tuple[float, float]:
                 self.last = float(pl_module.latest.sums["lm"].detach()) / pl_module.latest.counts["lm"]
 
     clock = Clock()
-    job_module._callbacks = lambda *args: [clock, *make(*args)]
+    fitting._callbacks = lambda *args: [clock, *make(*args)]
     try:
         fit(job, lambda table: None)
     finally:
-        job_module._callbacks = make
+        fitting._callbacks = make
     return (marks[-1] - marks[0]) / (job.max_steps - WARM_UP), clock.last
 
 

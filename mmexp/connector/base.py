@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 class ConnectorConfig(Protocol):
-    """One connector as data. It sees the encoder's spec, never its module."""
+    """One connector as data. It sees the encoder's spec, never its module.
+
+    One whose output for a picture hardly changes while its last layers train says so for the feature cache, as an
+    encoder does: `trunk` names the child, and its module has that child as `trunk` and the rest as `finish`.
+    """
 
     def num_soft_tokens(self, encoder: EncoderSpec) -> int:
         """N for one item of that grid.

@@ -86,6 +86,11 @@ class QformerConfig:
         """Whether text can be predicted."""
         return self.variant == "full"
 
+    @property
+    def trunk(self) -> str | None:
+        """The child whose output the feature cache can keep where it is frozen; none where it reads text too."""
+        return None if self.tokenizer else "qformer"
+
     def build(self, encoder: EncoderSpec, llm_width: int) -> QformerConnector:
         """Weights of `init` are read unless the module is made on the meta device."""
         self._check()
@@ -149,7 +154,15 @@ class QformerConnector(nn.Module):
         if self.reads_instruction and input_ids is None:
             raise SpliceError("features without an instruction", expected="ids and mask of what the Q-Former reads",
                               where="connector", fix="batches of this plan's own processor and collator")  # fmt: skip
-        hidden = self.qformer(features, input_ids, mask)
+        return self.finish(self.qformer(features, input_ids, mask))
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The Q-Former."""
+        return self.qformer
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """float[M, Q, W] of the trunk to float[M, Q, D]."""
         return self.proj(hidden) if hasattr(self, "proj") else hidden
 
 

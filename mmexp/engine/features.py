@@ -8,26 +8,27 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
+from torch import nn
 
 from mmexp.data.cache import FeatureStore
-from mmexp.engine.fingerprint import describe_features, name_of, require_repeatable
+from mmexp.engine.fingerprint import describe_features, name_of, plain, require_repeatable
 from mmexp.engine.ranks import is_main, total
 from mmexp.errors import ConfigError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from mmexp.contracts import Batch
     from mmexp.engine.job import StageJob
     from mmexp.engine.module import TrainingModule
-    from mmexp.model import Plan
+    from mmexp.model import Branch, Plan
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,14 @@ class FeatureCache(Callback):
         folder: Holds one folder for each encoder and transform.
         max_gb: Largest size of all of them.
         plan: Of the model.
+        queries: Modalities of which the output of the connector's trunk is kept, not the encoder's features.
 
     Raises:
         ConfigError: a transform is an augmentation, or does not say what it does.
     """
 
-    def __init__(self, folder: Path, max_gb: float, plan: Plan) -> None:
-        self.folder, self.max_gb, self.plan = folder, max_gb, plan
+    def __init__(self, folder: Path, max_gb: float, plan: Plan, queries: Collection[str] = ()) -> None:
+        self.folder, self.max_gb, self.plan, self.queries = folder, max_gb, plan, queries
         self.stores: dict[str, FeatureStore] = {}
         self.found: dict[str, Any] = {}
         """Figures of all processes, once training has ended."""
@@ -75,23 +77,21 @@ class FeatureCache(Callback):
                 where="trainer.strategy",
                 fix="processor.feature_cache=none, or trainer=ddp_bf16",
             )
-        return cls(job.cache / "features", job.feature_cache_gb, job.plan)
+        queries = {modality for modality in job.plan.inputs if _keeps_queries(job, modality)}
+        return cls(job.cache / "features", job.feature_cache_gb, job.plan, queries)
 
     def open(self, module: TrainingModule) -> None:
         """Finds the store of every branch. The module's weights are those it trains with, on the CPU."""
         assert module.model is not None
         trainer = module.trainer
-        self.open_for(
-            {modality: branch.encoder for modality, branch in module.model.inputs.items()},  # type: ignore[misc]
-            str(trainer.precision),
-            trainer.strategy.root_device.type,
-        )
+        branches: Any = module.model.inputs
+        self.open_for(branches, str(trainer.precision), trainer.strategy.root_device.type)
 
-    def open_for(self, encoders: Mapping[str, nn.Module], precision: str, device: str) -> None:
-        """As `open`, without a module.
+    def open_for(self, branches: Mapping[str, Branch], precision: str, device: str) -> None:
+        """As `open`, without a module; says to each branch what of it is kept.
 
         Args:
-            encoders: Per modality.
+            branches: Per modality.
             precision: As Lightning names it.
             device: Kind of device that encodes.
 
@@ -99,9 +99,10 @@ class FeatureCache(Callback):
             ConfigError: an encoder trains.
         """
         processor = self.plan.processor
-        for modality, encoder in encoders.items():
-            trunk = trunk_of(encoder)
-            if trunk.training or any(parameter.requires_grad for parameter in trunk.parameters()):
+        for modality, branch in branches.items():
+            branch.keeps_queries = modality in self.queries
+            stem = branch.stem_modules
+            if any(module.training or any(p.requires_grad for p in module.parameters()) for module in stem):
                 raise ConfigError(f"the {modality} encoder trains", expected="a frozen one",
                                   where="stage.policy.encoder", fix="processor.feature_cache=none")  # fmt: skip
             settings = {
@@ -112,7 +113,10 @@ class FeatureCache(Callback):
                 "device": device,
             }
             config, transform = self.plan.inputs[modality].encoder, self.plan.transforms[modality]
-            facts = describe_features(trunk, config, transform, settings)
+            if branch.keeps_queries:
+                settings["connector"] = plain(self.plan.inputs[modality].connector, leave_out=("init",))
+            whole = stem[0] if len(stem) == 1 else nn.ModuleList(stem)
+            facts = describe_features(whole, config, transform, settings)
             store = FeatureStore(self.folder / name_of(facts), self.max_gb * _GB)
             if is_main():
                 _describe(store.folder, facts)
@@ -123,8 +127,8 @@ class FeatureCache(Callback):
         trainer.datamodule.features = self.stores  # type: ignore[attr-defined]
         assert pl_module.model is not None
         for modality, store in self.stores.items():
-            encoder: Any = pl_module.model.inputs[modality].encoder
-            trunk_of(encoder).register_forward_hook(partial(self._note, modality))
+            branch: Any = pl_module.model.inputs[modality]
+            branch.stem_modules[-1].register_forward_hook(partial(self._note, modality))
             log.info("feature cache: %d pictures are in %s, %.3g of %.3g GB used", store.num_kept, store.folder,
                      store.bytes_used / _GB, self.max_gb)  # fmt: skip
 
@@ -173,10 +177,21 @@ class FeatureCache(Callback):
         self._outputs[modality] = output.detach()
 
 
-def trunk_of(encoder: nn.Module) -> nn.Module:
-    """What of an encoder has to be frozen, and whose output is kept."""
-    trunk: Any = getattr(encoder, "trunk", encoder)
-    return trunk
+def _keeps_queries(job: StageJob, modality: str) -> bool:
+    """Whether what the connector's trunk makes of a picture stays the same during a stage, and nothing else is asked
+    for: neither text beside the picture nor, by the objective, the features themselves."""
+    prefix = "" if modality == "image" else f"{modality}."
+    trunk = getattr(job.plan.inputs[modality].connector, "trunk", None)
+    tree = job.policy.get(f"{prefix}connector")
+    own = tree.get(trunk) if isinstance(tree, Mapping) and trunk in tree else tree
+    is_still = _is_frozen(own) and _is_frozen(job.policy.get(f"{prefix}encoder"))
+    has_dropout = f"{prefix}connector" in job.live_dropout
+    return trunk is not None and is_still and not has_dropout and not getattr(job.objective, "embeds", False)
+
+
+def _is_frozen(tree: Any) -> bool:
+    """Whether a subtree of a policy opens nothing."""
+    return all(map(_is_frozen, tree.values())) if isinstance(tree, Mapping) else tree == "frozen"
 
 
 def keep(

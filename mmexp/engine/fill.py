@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from mmexp.contracts import Dataset
 from mmexp.data.cache import FeatureStore
 from mmexp.engine.chain import load_starts
-from mmexp.engine.features import FeatureCache, keep, trunk_of
+from mmexp.engine.features import FeatureCache, keep
 from mmexp.engine.module import computes_in_bfloat16
 from mmexp.errors import ConfigError, MmexpError
+from mmexp.model import Branch
 from mmexp.prompt import BadMediaError, FeatureLookup, Processor
 from mmexp.tuning import store_frozen
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from rich.console import Console
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from mmexp.engine.job import StageJob
 
@@ -60,8 +62,8 @@ class Filled:
 def fill(job: StageJob, console: Console) -> Filled:
     """Encodes what is not there yet, with the precision and on the kind of device that the stage trains with.
 
-    Where a start of the stage is a checkpoint of another program, the whole model is built to place it; otherwise only
-    the encoder is.
+    Where a start of the stage is a checkpoint of another program, or the connector's output is kept, the whole model is
+    built; otherwise only the encoder is.
 
     Args:
         job: The stage, with a feature cache.
@@ -77,10 +79,11 @@ def fill(job: StageJob, console: Console) -> Filled:
     started, dataset = time.monotonic(), job.data.build()
     alone = replace(job.trainer, devices=1, num_nodes=1, strategy="auto")
     trainer = alone.build(job.run.path, 1, 1, [], [])
-    encoders = _load_encoders(job, trainer)
+    branches = _load_branches(job, trainer, features)
     device = trainer.strategy.root_device
-    features.open_for(encoders, str(trainer.precision), device.type)
-    trunks = {m: trainer.precision_plugin.convert_module(trunk_of(e)).to(device) for m, e in encoders.items()}
+    features.open_for(branches, str(trainer.precision), device.type)
+    for branch in branches.values():
+        trainer.precision_plugin.convert_module(branch).to(device)
     filled, waiting = Filled(), defaultdict[str, list[_Medium]](list)
     for medium in _media(dataset, job, features.stores, filled, console):
         store, queue = features.stores[medium.modality], waiting[medium.modality]
@@ -89,12 +92,12 @@ def fill(job: StageJob, console: Console) -> Filled:
             continue
         queue.append(medium)
         if len(queue) >= job.micro_batch_size:
-            _encode(queue, trunks[medium.modality], features, trainer)
+            _encode(queue, branches[medium.modality], features, trainer)
             filled.num_encoded += len(queue)
             queue.clear()
     for modality, queue in waiting.items():
         if queue:
-            _encode(queue, trunks[modality], features, trainer)
+            _encode(queue, branches[modality], features, trainer)
             filled.num_encoded += len(queue)
     filled.finish(features.stores.values())
     filled.seconds = time.monotonic() - started
@@ -109,30 +112,40 @@ class _Medium:
     has_views: bool
 
 
-def _load_encoders(job: StageJob, trainer: Trainer) -> dict[str, nn.Module]:
-    """Per modality the encoder as the stage runs it."""
-    names = {modality: "encoder" if modality == "image" else f"{modality}.encoder" for modality in job.plan.inputs}
+def _load_branches(job: StageJob, trainer: Trainer, features: FeatureCache) -> dict[str, Branch]:
+    """Per modality the encoder as the stage runs it, and the connector where its trunk's output is kept."""
+    prefixes = {modality: "" if modality == "image" else f"{modality}." for modality in job.plan.inputs}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
-        if any(isinstance(start, Path) for start in job.init_from):
+        if features.queries or any(isinstance(start, Path) for start in job.init_from):
             parts: Mapping[str, nn.Module] = job.plan.build().parts()
             changed = load_starts(parts, job.init_from)
         else:
-            parts = {name: job.plan.inputs[modality].encoder.build() for modality, name in names.items()}
+            plans = job.plan.inputs
+            parts = {f"{prefix}encoder": plans[modality].encoder.build() for modality, prefix in prefixes.items()}
             changed = load_starts(parts, job.init_from, is_whole=False)
-    encoders = {modality: parts[name].requires_grad_(False).eval() for modality, name in names.items()}
+    branches = {}
+    for modality, prefix in prefixes.items():
+        keeps = modality in features.queries
+        connector: Any = parts[f"{prefix}connector"].eval() if keeps else nn.Identity()
+        branches[modality] = Branch(parts[f"{prefix}encoder"].eval(), connector, job.plan.inputs[modality].spec)
+        for still in (branches[modality].encoder, *([connector.trunk] if keeps else [])):
+            still.requires_grad_(False)
     if job.trainer.cast_frozen and computes_in_bfloat16(trainer):
-        store_frozen({name: parts[name] for name in names.values()}, torch.bfloat16, changed)
-    return encoders
+        wanted = {
+            f"{prefixes[m]}{name}": part for m, branch in branches.items() for name, part in branch.named_children()
+        }
+        store_frozen(wanted, torch.bfloat16, changed)
+    return branches
 
 
-def _encode(media: list[_Medium], trunk: nn.Module, features: FeatureCache, trainer: Trainer) -> None:
+def _encode(media: list[_Medium], branch: Branch, features: FeatureCache, trainer: Trainer) -> None:
     """Encodes media of one modality and keeps what comes out."""
     has_views = media[0].has_views
     values = (torch.cat if has_views else torch.stack)([medium.values for medium in media])
     plugin = trainer.precision_plugin
     with torch.inference_mode(), plugin.forward_context():
-        found = trunk(plugin.convert_input(values.to(trainer.strategy.root_device)))
+        found = branch.stem(plugin.convert_input(values.to(trainer.strategy.root_device)))
     views = [len(medium.values) for medium in media] if has_views else None
     keys = [medium.key for medium in media]
     keep(features.stores[media[0].modality], found, keys, [False] * len(media), views)

@@ -32,6 +32,8 @@ class Branch(nn.Module):
         self.encoder = encoder
         self.connector = connector
         self.spec = spec
+        self.keeps_queries = False
+        """Whether `kept` is what the connector's trunk made earlier (its own, not the features of the encoder)."""
 
     def forward(
         self,
@@ -41,6 +43,8 @@ class Branch(nn.Module):
         instruction: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Soft tokens float[M, N, D] of what `encode` takes, and `Batch.instruction` for a connector that reads it."""
+        if self.keeps_queries:
+            return self.connector.finish(self._stems(values, kept, order))  # type: ignore[operator]  # see `stem`
         return self.connector(self.features(values, kept, order), *(instruction or ()))
 
     def features(self, values: Tensor | None, kept: Tensor | None = None, order: Tensor | None = None) -> Tensor:
@@ -53,15 +57,36 @@ class Branch(nn.Module):
 
         Args:
             values: Of the media that have to be encoded, float[M - F, ...]; None where all features are there.
-            kept: What this very encoder, or its trunk where it has one, made of others earlier, float[F, P, E].
+            kept: What `stem` made of others earlier, float[F, P, E].
             order: int64[M], where each of the M stands in the features of `values` followed by `kept`; None where one
                 of the two is None.
         """
         if kept is None:
-            return self.encoder(values)
-        trunk, finish = getattr(self.encoder, "trunk", self.encoder), getattr(self.encoder, "finish", None)
-        outputs = kept if values is None else torch.cat([trunk(values), kept])[order]
+            return self.encoder(values).contiguous()  # as what is kept: products round by the order in memory
+        outputs, finish = self._stems(values, kept, order), getattr(self.encoder, "finish", None)
         return outputs if finish is None else finish(outputs)
+
+    def stem(self, values: Tensor) -> Tensor:
+        """What of the way of float[M, ...] can be kept: what the encoder makes, or its trunk where it has one; with
+        `keeps_queries` what the connector's trunk makes of the features."""
+        if self.keeps_queries:
+            return self.connector.trunk(self.features(values))  # type: ignore[operator]  # a connector with a trunk
+        return trunk_of(self.encoder)(values)
+
+    @property
+    def stem_modules(self) -> list[nn.Module]:
+        """What `stem` runs; the output of the last one is its own."""
+        if self.keeps_queries:
+            return [self.encoder, self.connector.trunk]  # type: ignore[list-item]  # a connector with a trunk
+        return [trunk_of(self.encoder)]
+
+    def _stems(self, values: Tensor | None, kept: Tensor | None, order: Tensor | None) -> Tensor:
+        """Those of all M media."""
+        if values is None:
+            assert kept is not None
+            return kept
+        made = self.stem(values)
+        return made if kept is None else torch.cat([made, kept])[order]
 
     @property
     def newline(self) -> Tensor | None:
@@ -168,6 +193,12 @@ class MultimodalModel(nn.Module):
             prefix = "" if modality == "image" else f"{modality}."
             parts |= {f"{prefix}encoder": branch.encoder, f"{prefix}connector": branch.connector}
         return parts | {"llm": self.llm}
+
+
+def trunk_of(part: nn.Module) -> nn.Module:
+    """What of an encoder is kept: the child `trunk` where it can go on from its output (`finish`), else all of it."""
+    trunk: Any = part.trunk if hasattr(part, "finish") else part
+    return trunk
 
 
 def dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from mmexp.connector import QformerConfig
 from mmexp.data import LlavaJsonConfig
 from mmexp.encoder import ImageTransform, LavisVisionConfig, TinyVisionConfig
 from mmexp.engine import Interrupted, StageJob, TrainerConfig, fit
@@ -24,13 +25,13 @@ from mmexp.engine.fill import fill
 from mmexp.engine.log import console
 from mmexp.engine.module import TrainingModule
 from mmexp.errors import ConfigError
-from mmexp.model import InputPlan
 from mmexp.prompt import AnyRes, DynamicTiles, media
 
 Make = Callable[..., StageJob]
 LAVIS = LavisVisionConfig(
     path="", from_scratch=True, width=24, num_blocks=2, num_heads=2, mlp_width=36, patch_size_px=7, image_size_px=28
 )
+QFORMER = QformerConfig(num_queries=4, width=16, num_layers=2, num_heads=2, ffn_width=24)
 ALIGN = {"encoder": "frozen", "connector": "full", "llm": "frozen"}
 
 
@@ -58,9 +59,15 @@ def assert_equal_runs(one: StageJob, other: StageJob) -> None:
     assert all(torch.equal(tensor, their_weights[name]) for name, tensor in my_weights.items())
 
 
-def with_encoder(job: StageJob, encoder: Any) -> StageJob:
-    inputs = {"image": InputPlan(encoder=encoder, connector=job.plan.inputs["image"].connector)}
+def with_parts(job: StageJob, **parts: Any) -> StageJob:
+    inputs = {"image": replace(job.plan.inputs["image"], **parts)}
     return replace(job, plan=replace(job.plan, inputs=inputs))
+
+
+def kept_shapes(job: StageJob) -> set[tuple[int, ...]]:
+    assert job.cache is not None
+    shards = (job.cache / "features").glob("**/*.safetensors")
+    return {tuple(each.shape) for shard in shards for each in load_file(shard).values()}
 
 
 @pytest.fixture
@@ -69,12 +76,16 @@ def cached(make_job: Make, tmp_path: Path) -> Make:
     return lambda name, **changes: make_job(name, **{"cache": tmp_path / "c", "feature_cache_gb": 1.0, **changes})
 
 
+QUERIES = {**ALIGN, "connector": {"qformer": "frozen", "proj": "full"}}
 CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "one view": ({}, None),
     "workers": ({"num_workers": 2}, None),
     "padded and accumulated": ({"row": "padded", "micro_batch_size": 1}, None),
     "tiles": ({}, DynamicTiles(max_tiles=4)),
     "anyres": ({}, AnyRes(max_views=1)),
+    "queries": ({"policy": QUERIES}, QFORMER),
+    "queries of tiles": ({"policy": QUERIES, "tiling": DynamicTiles(max_tiles=4)}, QFORMER),
+    "trained Q-Former": ({}, QFORMER),
     "trained norm": ({"policy": {**ALIGN, "encoder": {"vit": "frozen", "ln_vision": "full"}}}, LAVIS),
 }
 
@@ -84,10 +95,15 @@ def test_losses_and_weights_are_bit_equal_with_and_without(
     make_job: Make, cached: Make, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     changes, special = CASES[case]
+    changes = dict(changes)
+    tiling = changes.pop("tiling", None)
     changes = {"max_steps": 9, "allow_random_frozen": True, "batch_size": 4, **changes}
     jobs = [make_job("plain", **changes), cached("cold", **changes), cached("warm", **changes)]
     if isinstance(special, LavisVisionConfig):
-        jobs = [with_encoder(job, special) for job in jobs]
+        jobs = [with_parts(job, encoder=special) for job in jobs]
+    elif isinstance(special, QformerConfig):
+        jobs = [with_parts(job, connector=special) for job in jobs]
+        jobs = [replace(job, plan=replace(job.plan, tiling=tiling)) for job in jobs]
     elif special is not None:
         jobs = [replace(job, plan=replace(job.plan, tiling=special)) for job in jobs]
     plain, cold, warm = jobs
@@ -107,6 +123,8 @@ def test_losses_and_weights_are_bit_equal_with_and_without(
     assert (hits, misses) == (sum(counts(cold)), 0)
     assert cold.num_workers or counts(cold)[0] > 0, "the second epoch finds what the first one encoded"
     assert "feature_cache" not in plain.run.manifest()
+    widths = {shape[-2:] for shape in kept_shapes(cold)}
+    assert case.startswith("queries") == (widths == {(QFORMER.num_queries, QFORMER.width)})
 
 
 def test_a_stopped_run_with_features_is_the_run_without(
@@ -159,8 +177,8 @@ class Silent(TinyVisionConfig):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda job: with_encoder(job, Flips()), "something else of a picture each time"),
-        (lambda job: with_encoder(job, Silent()), "dataclasses of plain values"),
+        (lambda job: with_parts(job, encoder=Flips()), "something else of a picture each time"),
+        (lambda job: with_parts(job, encoder=Silent()), "dataclasses of plain values"),
         (lambda job: replace(job, trainer=replace(job.trainer, strategy="fsdp")), "trainer=ddp_bf16"),
     ],
 )
@@ -186,7 +204,7 @@ def test_another_encoder_transform_or_decoding_finds_nothing(cached: Make, tmp_p
     first = cached("first")
     run(first)
     others = {
-        "weights": with_encoder(cached("weights"), TinyVisionConfig(seed=1)),
+        "weights": with_parts(cached("weights"), encoder=TinyVisionConfig(seed=1)),
         "transform": replace(cached("transform"), plan=replace(first.plan, image_fit="pad")),
         "backdrop": replace(cached("backdrop"), plan=replace(first.plan, backdrop=(0, 0, 0))),
         "precision": cached("precision", trainer=TrainerConfig(accelerator="cpu", precision="bf16-mixed")),
@@ -234,6 +252,8 @@ def test_what_was_filled_ahead_is_what_training_looks_for(cached: Make) -> None:
         "chained": cached("chained", init_from=(first.run,)),
         "autocast": cached("autocast", init_from=(first.run,), trainer=autocast),
     }
+    jobs["queries"] = with_parts(cached("queries", policy=QUERIES, allow_random_frozen=True), connector=QFORMER)
+    jobs["queries, autocast"] = replace(jobs["queries"], run=cached("low").run, trainer=autocast)
     views = cached("views")
     jobs["views"] = replace(views, plan=replace(views.plan, tiling=DynamicTiles(max_tiles=4)))
     for name, job in jobs.items():

@@ -142,6 +142,7 @@ def test_names_of_weights_copies_and_generation_stay() -> None:
     for model in (llm.model, copy.deepcopy(llm).model):
         assert torch.equal(model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0), wanted)
 
+
 def test_a_compiled_block_takes_other_segments_without_being_compiled_again() -> None:
     torch.manual_seed(0)
     plain, compiled = (empty_llm(transformers.LlamaConfig(**SMALL)) for _ in range(2))
