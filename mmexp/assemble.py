@@ -27,7 +27,7 @@ from mmexp.tuning import LoraSettings
 if TYPE_CHECKING:
     from torch import nn
 
-    from mmexp.engine import Generator, StageJob
+    from mmexp.engine import Generator, StageJob, TrainerConfig
     from mmexp.evaluation import BenchmarkConfig
     from mmexp.model import MultimodalModel
 
@@ -133,7 +133,7 @@ class Experiment:
             trainer=parts["trainer"],
             loggers=parts["logger"],
             row=spine.processor.row,
-            num_workers=spine.processor.num_workers,
+            num_workers=num_workers(spine.processor.num_workers, parts["trainer"]),
             seed=spine.seed,
             check_rows=spine.processor.check_rows,
             bad_media_cap=spine.processor.bad_media_cap,
@@ -263,6 +263,15 @@ def _continued(folder: Path, invocation: Invocation) -> Experiment:
     plain["paths"] = {**plain.get("paths", {}), "outputs": outputs}
     inexact = bool(invocation.cfg.get("inexact_resume"))
     return Experiment(check({**plain, "run_id": run_id, "inexact_resume": inexact}, invocation.registered))
+
+
+def num_workers(asked: int | None, trainer: TrainerConfig) -> int:
+    """Processes that load data beside each one that trains; without a wish up to 4 where a GPU trains, as LLaVA's
+    scripts have, and none on a CPU."""
+    if asked is not None:
+        return asked
+    free = (os.cpu_count() or 1) // trainer.devices - 1
+    return max(0, min(4, free)) if trainer.is_on_gpu else 0
 
 
 def _require_same(saved: Any, plain: Mapping[str, Any], run: RunDir, inexact: bool) -> None:

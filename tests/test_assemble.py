@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmexp.assemble import _require_same
-from mmexp.engine import RunDir
+from mmexp.assemble import _require_same, num_workers
+from mmexp.engine import RunDir, TrainerConfig
 from mmexp.errors import CheckpointError
 
 
@@ -18,3 +18,21 @@ def test_a_run_of_an_earlier_version_lacks_settings_and_means_their_defaults(tmp
     for other in ({"row": "flat", "order": "length"}, {"row": "packed"}):
         with pytest.raises(CheckpointError, match="other settings of processor"):
             _require_same(saved, {"processor": other, "seed": 0}, run, inexact=False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "accelerator", "devices", "expected"),
+    [
+        (None, "gpu", 1, 4),
+        (None, "gpu", 4, 3),
+        (None, "gpu", 16, 0),
+        (None, "cpu", 1, 0),
+        (0, "gpu", 1, 0),
+        (7, "cpu", 1, 7),
+    ],
+)
+def test_workers_without_a_wish(
+    asked: int | None, accelerator: str, devices: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert num_workers(asked, TrainerConfig(accelerator=accelerator, devices=devices)) == expected

@@ -111,8 +111,9 @@ class ProcessorConfig:
     same pictures, transform, encoder weights, precision and kind of device; such a picture is not even decoded."""
     feature_cache_gb: float = 50.0
     """Largest size of all kept features in GB; what is beyond it is encoded every time."""
-    num_workers: int = 0
-    """Processes that load data."""
+    num_workers: int | None = None
+    """Processes that load data, beside each one that trains; null takes up to 4 where a GPU trains, and none on a CPU,
+    which they would only share."""
     worker_timeout_s: float = 300
     """How long one of them may prepare a batch; one that hangs ends the run."""
     check_rows: int = 2000

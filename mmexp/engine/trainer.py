@@ -68,6 +68,13 @@ class TrainerConfig:
             )
 
     @property
+    def is_on_gpu(self) -> bool:
+        """Whether a GPU trains, as Lightning would choose."""
+        import torch  # not at the top: the doctor reads this room's configs and must stay fast
+
+        return self.accelerator in ("gpu", "cuda") or (self.accelerator == "auto" and torch.cuda.is_available())
+
+    @property
     def world_size(self) -> int:
         """Processes of the whole job."""
         return self.devices * self.num_nodes
