@@ -62,8 +62,8 @@ class Filled:
 def fill(job: StageJob, console: Console) -> Filled:
     """Encodes what is not there yet, with the precision and on the kind of device that the stage trains with.
 
-    Where a start of the stage is a checkpoint of another program, or the connector's output is kept, the whole model is
-    built; otherwise only the encoder is.
+    Where a start of the stage is a checkpoint of another program, the whole model is built to place it; otherwise only
+    what makes the features is.
 
     Args:
         job: The stage, with a feature cache.
@@ -117,12 +117,15 @@ def _load_branches(job: StageJob, trainer: Trainer, features: FeatureCache) -> d
     prefixes = {modality: "" if modality == "image" else f"{modality}." for modality in job.plan.inputs}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
-        if features.queries or any(isinstance(start, Path) for start in job.init_from):
-            parts: Mapping[str, nn.Module] = job.plan.build().parts()
+        if any(isinstance(start, Path) for start in job.init_from):
+            parts: dict[str, nn.Module] = job.plan.build().parts()
             changed = load_starts(parts, job.init_from)
         else:
-            plans = job.plan.inputs
-            parts = {f"{prefix}encoder": plans[modality].encoder.build() for modality, prefix in prefixes.items()}
+            parts = {}
+            for modality, prefix in prefixes.items():
+                parts[f"{prefix}encoder"] = job.plan.inputs[modality].encoder.build()
+                if modality in features.queries:
+                    parts[f"{prefix}connector"] = job.plan.build_connector(modality)
             changed = load_starts(parts, job.init_from, is_whole=False)
     branches = {}
     for modality, prefix in prefixes.items():

@@ -113,6 +113,10 @@ class Plan(PromptPlan):
             llm.add_tokens(self.new_ids[0], len(self.new_ids))
         return llm
 
+    def build_connector(self, modality: str) -> torch.nn.Module:
+        """The connector of a modality alone."""
+        return self._connector(self.inputs[modality])
+
     def _connector(self, branch: InputPlan) -> torch.nn.Module:
         connector = branch.connector.build(branch.spec, self.spec.width)
         rows = self.tiling if isinstance(self.tiling, AnyRes) else None
