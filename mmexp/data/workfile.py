@@ -39,7 +39,7 @@ class WorkFile:
         """By row what is known of it."""
         try:
             self._go_on(settings)
-        except BaseException:
+        except BaseException:  # raised again
             self.close()
             raise
 

@@ -39,7 +39,7 @@ class Launcher(_SubprocessScriptLauncher):
             threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True, name="watch-parent").start()
         try:
             return function(*args, **kwargs)
-        except BaseException:
+        except BaseException:  # raised again
             self._end(_STOP_GRACE_S if trainer and _has_stopped(trainer) else GRACE_S)
             raise
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,14 @@ from PIL import Image
 from mmexp.connector import MlpConfig
 from mmexp.data import LlavaJsonConfig
 from mmexp.encoder import TinyVisionConfig
-from mmexp.engine import AdamWCosineConfig, RunDir, StageJob, TrainerConfig
+from mmexp.engine import AdamWCosineConfig, Interrupted, RunDir, StageJob, TrainerConfig, TrainingModule
 from mmexp.llm import TinyLlmConfig
 from mmexp.model import InputPlan, Plan
 from mmexp.objective import NextTokenConfig
 from mmexp.prompt import ChatTemplate
 from mmexp.tuning import LoraSettings
+
+StoppedAt = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -28,6 +33,26 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def stopped_at(monkeypatch: pytest.MonkeyPatch) -> StoppedAt:
+    """A context in which a run gets a SIGTERM before a step, and has to stop as one that saved everything."""
+
+    @contextmanager
+    def stopping(step: int) -> Iterator[None]:
+        plain = TrainingModule.training_step
+
+        def interrupted(self: Any, batch: Any, index: int) -> Any:
+            if self.trainer.global_step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return plain(self, batch, index)
+
+        with monkeypatch.context() as patched, pytest.raises(Interrupted):
+            patched.setattr(TrainingModule, "training_step", interrupted)
+            yield
+
+    return stopping
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +17,14 @@ from safetensors.torch import load_file
 from mmexp.connector import QformerConfig
 from mmexp.data import LlavaJsonConfig
 from mmexp.encoder import ImageTransform, LavisVisionConfig, TinyVisionConfig
-from mmexp.engine import Interrupted, StageJob, TrainerConfig, fit
+from mmexp.engine import StageJob, TrainerConfig, fit
 from mmexp.engine.features import FeatureCache
 from mmexp.engine.fill import fill
 from mmexp.engine.log import console
 from mmexp.engine.module import TrainingModule
 from mmexp.errors import ConfigError
 from mmexp.prompt import AnyRes, DynamicTiles, media
+from tests.engine.conftest import StoppedAt
 
 Make = Callable[..., StageJob]
 LAVIS = LavisVisionConfig(
@@ -127,23 +126,12 @@ def test_losses_and_weights_are_bit_equal_with_and_without(
     assert case.startswith("queries") == (widths == {(QFORMER.num_queries, QFORMER.width)})
 
 
-def test_a_stopped_run_with_features_is_the_run_without(
-    make_job: Make, cached: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_with_features_is_the_run_without(make_job: Make, cached: Make, stopped_at: StoppedAt) -> None:
     whole, broken = make_job("whole", max_steps=8), cached("broken", max_steps=8)
     run(whole)
-    step = TrainingModule.training_step
-    for stop in (2, 5):
-
-        def interrupted(self: Any, batch: Any, index: int, stop: int = stop) -> Any:
-            if self.trainer.global_step == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(self, batch, index)
-
-        monkeypatch.setattr(TrainingModule, "training_step", interrupted)
-        with pytest.raises(Interrupted):
+    for step in (2, 5):
+        with stopped_at(step):
             run(broken)
-    monkeypatch.setattr(TrainingModule, "training_step", step)
     run(broken)
     assert_equal_runs(whole, broken)
     assert counts(broken)[0] > 0, "what was encoded before the signal was written"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +16,13 @@ from PIL import Image
 from mmexp.connector import QformerConfig, ResamplerConfig
 from mmexp.contracts import Medium, Sample, Text, Turn
 from mmexp.data import LlavaJsonConfig
-from mmexp.engine import Generator, Interrupted, StageJob, TrainerConfig, TrainingModule, fit
+from mmexp.engine import Generator, StageJob, TrainerConfig, TrainingModule, fit
 from mmexp.engine.memory import OutOfMemory
 from mmexp.llm import CausalConfig, Sampling, Seq2SeqConfig, TinyLlmConfig, attention
 from mmexp.model import InputPlan
 from mmexp.objective import Blip2RepresentConfig
 from tests.assets.make_bert import make_tokenizer
+from tests.engine.conftest import StoppedAt
 from tests.objective.blip2_parts import make_batch, make_plan, make_samples
 from tests.shared_data import load_template
 
@@ -216,21 +215,13 @@ def test_features_from_the_cache_are_those_of_the_encoder(make_job: Make, tmp_pa
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
-    make_job: Make, monkeypatch: pytest.MonkeyPatch, precision: str
+    make_job: Make, monkeypatch: pytest.MonkeyPatch, stopped_at: StoppedAt, precision: str
 ) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     whole = losses(make_job("whole", trainer=trainer(precision=precision)))
-    broken, step = make_job("broken", trainer=trainer(precision=precision)), TrainingModule.training_step
-
-    def interrupted(self: Any, batch: Any, index: int) -> Any:
-        if self.trainer.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batch, index)
-
-    monkeypatch.setattr(TrainingModule, "training_step", interrupted)
-    with pytest.raises(Interrupted):
+    broken = make_job("broken", trainer=trainer(precision=precision))
+    with stopped_at(3):
         losses(broken)
-    monkeypatch.setattr(TrainingModule, "training_step", step)
     assert losses(broken) == pytest.approx(whole, rel=1e-5 if precision == "32-true" else 1e-3)
 
 

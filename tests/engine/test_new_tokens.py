@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmexp.engine import Interrupted, StageJob, fit, load_weights
+from mmexp.engine import StageJob, fit, load_weights
 from mmexp.engine.module import TrainingModule
 from mmexp.llm import new_rows
 from mmexp.prompt import ChatTemplate
 from mmexp.tuning import TrainedPart
+from tests.engine.conftest import StoppedAt
 
 Make = Callable[..., StageJob]
 ALIGN = {"encoder": "frozen", "connector": "full", "llm": "frozen"}
@@ -60,20 +59,11 @@ def test_new_rows_can_be_left_as_they_are(make_job: Make) -> None:
     assert module.table()[-1].policy == "frozen, 3 new tokens frozen"
 
 
-def test_a_stopped_run_continues_bit_for_bit(make_job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_continues_bit_for_bit(make_job: Make, stopped_at: StoppedAt) -> None:
     whole, broken = marked(make_job, "whole"), marked(make_job, "broken")
     run(whole)
-    step = TrainingModule.training_step
-
-    def interrupted(self: Any, batch: Any, index: int) -> Any:
-        if self.trainer.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batch, index)
-
-    monkeypatch.setattr(TrainingModule, "training_step", interrupted)
-    with pytest.raises(Interrupted):
+    with stopped_at(3):
         run(broken)
-    monkeypatch.setattr(TrainingModule, "training_step", step)
     run(broken)
     assert all(torch.equal(tensor, weights(broken)[name]) for name, tensor in weights(whole).items())
 
