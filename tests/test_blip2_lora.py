@@ -50,6 +50,8 @@ def test_the_published_size_trains_queries_and_values_of_opt_alone() -> None:
         ("stage.policy.llm={model: full}", "stage.policy.llm.model", "weights in few bits cannot train"),
         ("llm.dtype=float16", "llm.dtype", "bfloat16 or float32"),
         ("llm.quantize=int4", "llm.quantize", "int4"),
+        ("trainer=fsdp_bf16", "trainer.strategy", r"fsdp, but llm\.quantize=int8"),
+        ("trainer=deepspeed_zero3", "trainer.strategy", "whole model in each process"),
     ],
 )
 def test_what_few_bits_cannot_do_is_one_mistake_of_the_configuration(override: str, where: str, words: str) -> None:

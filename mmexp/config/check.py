@@ -62,7 +62,7 @@ def check(
     if isinstance(spine, RunConfig):
         errors += stage_errors(spine.stage)
         errors += cache_errors(spine.stage, parts.get("encoder")) if spine.processor.feature_cache != "none" else []
-        errors += storage_errors(spine.stage.policy, parts.get("llm"))
+        errors += storage_errors(spine.stage.policy, parts.get("llm"), parts.get("trainer"))
     errors += _part_errors(parts)
     if errors:
         raise ConfigError.collect(errors)

@@ -58,8 +58,8 @@ def stage_errors(stage: StageConfig) -> list[MmexpError]:
     return errors
 
 
-def storage_errors(policy: Mapping[str, Any], llm: Any) -> list[MmexpError]:
-    """What an LLM stored in few bits cannot do: train its own weights, or compute in float16."""
+def storage_errors(policy: Mapping[str, Any], llm: Any, trainer: Any) -> list[MmexpError]:
+    """What an LLM stored in few bits cannot do: train its own weights, compute in float16, or be shared out."""
     storage = getattr(llm, "quantize", "none")
     if storage == "none":
         return []
@@ -72,6 +72,10 @@ def storage_errors(policy: Mapping[str, Any], llm: Any) -> list[MmexpError]:
         found, fix = f"float16 with llm.quantize={storage}", "llm.dtype=bfloat16"
         expected = "bfloat16 or float32, in which the small gradients of adapters do not vanish"
         errors.append(ConfigError(found, expected=expected, where="llm.dtype", fix=fix))
+    if getattr(trainer, "shares_weights", False):
+        found, fix = f"{trainer.strategy}, but llm.quantize={storage}", "trainer=ddp_bf16, or llm.quantize=none"
+        expected = "a strategy with a whole model in each process: scales of few bits do not follow a share"
+        errors.append(ConfigError(found, expected=expected, where="trainer.strategy", fix=fix))
     return errors
 
 

@@ -69,9 +69,9 @@ class FeatureCache(Callback):
         """
         if job.feature_cache_gb is None or job.cache is None or not job.plan.inputs:
             return None
-        if job.trainer.strategy == "fsdp":
+        if job.trainer.shares_weights:
             raise ConfigError(
-                "fsdp, but processor.feature_cache=read_write",
+                f"{job.trainer.strategy}, but processor.feature_cache=read_write",
                 expected="a whole encoder in each process: one that has to encode nothing would leave the others "
                 "waiting for its share",
                 where="trainer.strategy",

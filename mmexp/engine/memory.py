@@ -87,10 +87,10 @@ def _ways(job: StageJob) -> Iterator[str]:
         yield f"stage.micro_batch_size={job.micro_batch_size // 2}"
     if trainer.precision.startswith("32"):
         yield "trainer.precision=bf16-mixed"
-    if getattr(plan.llm, "quantize", None) == "none" and trainer.strategy != "fsdp":
+    if getattr(plan.llm, "quantize", None) == "none" and not trainer.shares_weights:
         lora = [] if llm in ("frozen", "lora") else ["stage.policy.llm=lora"]
         yield " ".join(["llm.quantize=int8", *lora])
     if plan.max_length_tokens > 1024:
         yield "processor.max_length_tokens=1024"
-    if trainer.strategy != "fsdp" and getattr(plan.llm, "quantize", "none") == "none":
+    if not trainer.shares_weights and getattr(plan.llm, "quantize", "none") == "none":
         yield f"trainer=fsdp_bf16 trainer.devices={max(8, trainer.world_size)}"

@@ -19,11 +19,11 @@ from mmexp.engine.frozen import require_loaded
 from mmexp.engine.gather import gather_rows
 from mmexp.engine.memory import Load
 from mmexp.engine.optim import AdamWCosineConfig, clip_and_check
-from mmexp.engine.ranks import total
 from mmexp.engine.recipe import Recipe
 from mmexp.engine.record import fingerprint
 from mmexp.engine.seeding import mix, seed_step
-from mmexp.engine.strategy import ShardedStrategy
+from mmexp.engine.strategy import ShardedStrategy, ZeroStrategy, shares_weights
+from mmexp.engine.window import Window
 from mmexp.errors import DataError
 from mmexp.llm import quantize_llm, require_library
 from mmexp.tuning import TrainedPart, apply_policy, describe, parameter_groups, store_frozen
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BAD_STEPS_IN_A_ROW = 5
-_NOTES = frozenset({"_current_fx_name", "load", "latest", "last_norm", "_window", "_window_ids", "_bad_in_a_row"})
+_NOTES = frozenset({"_current_fx_name", "load", "latest", "last_norm", "_bad_in_a_row"})
 """Attributes that change several times a step and never hold a tensor of the module."""
 
 
@@ -95,8 +95,7 @@ class TrainingModule(LightningModule):
         self.has_cast = False
         """Whether frozen weights are stored in less than the base weights' precision, for training under autocast."""
         self._bad_in_a_row = 0
-        self._window: tuple[float, int] = (0, 0)
-        self._window_ids: list[str] = []
+        self._window = Window()
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torch compares every value with what a module may hold; Lightning notes the name of a hook 50 times a step
@@ -141,9 +140,9 @@ class TrainingModule(LightningModule):
             apply_policy(self.model, recipe.policy, recipe.lora, recipe.live_dropout, recipe.new_tokens)
         if not recipe.allow_random_frozen:
             require_loaded(self.plan, self.parts(), self.changed, recipe.policy)
+        self._table = describe(self.parts(), recipe.policy, recipe.lr, recipe.lr_by_part)
         self.frozen = fingerprint(self.model)
-        is_sharded = isinstance(self._strategy(), ShardedStrategy)
-        if recipe.cast_frozen and not is_sharded and computes_in_bfloat16(self._trainer):
+        if recipe.cast_frozen and not shares_weights(self._strategy()) and computes_in_bfloat16(self._trainer):
             freed = store_frozen(self.parts(), torch.bfloat16, self.changed)
             self.has_cast = freed > 0
             log.info("frozen matrices are stored in bfloat16: %.1f MB less", freed / 2**20)
@@ -170,8 +169,8 @@ class TrainingModule(LightningModule):
         return self.model.parts() | heads
 
     def table(self) -> list[TrainedPart]:
-        """What trains, and with which learning rate."""
-        return describe(self.parts(), self.recipe.policy, self.recipe.lr, self.recipe.lr_by_part)
+        """What trains, and with which learning rate; as it was before strategies share it out."""
+        return self._table
 
     @_with_signature
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -181,17 +180,17 @@ class TrainingModule(LightningModule):
         losses = self.objective(self.model, batch)
         self.latest = losses
         datamodule.advance(batch)
-        return self._normalised(losses, batch)
+        return self._window.normalised(losses, batch.ids, self.trainer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns the sum of micro-batch losses into the mean over all supervised tokens of the step."""
-        reference, own = self._window
-        count = total(self.trainer, [own])[0]
-        factor = reference * self.recipe.accumulate * self.trainer.world_size / max(count, 1)
-        if factor != 1.0:
+        factor = self._window.factor(self.recipe.accumulate, self.trainer)
+        strategy = self._strategy()
+        if isinstance(strategy, ZeroStrategy):
+            strategy.factor = factor
+        elif factor != 1.0:
             gradients = [p.grad for p in self._trained() if p.grad is not None]
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
-        self._window = (0, 0)
 
     def configure_gradient_clipping(
         self,
@@ -200,21 +199,33 @@ class TrainingModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips, and leaves a step out when its gradient is not finite: one bad batch must not ruin the weights."""
-        self.last_norm = clip_and_check(self._trained(), self.recipe.grad_clip)
-        finite = self.last_norm < float("inf")
+        if isinstance(self._strategy(), ZeroStrategy):
+            return  # DeepSpeed does both in its step
+        norm = clip_and_check(self._trained(), self.recipe.grad_clip)
+        if not norm < float("inf"):
+            for parameter in self._trained():
+                parameter.grad = None
+        self.note_norm(norm)
+
+    def note_norm(self, norm: float) -> None:
+        """Takes note of a step's gradient norm before clipping; inf or nan where the step is left out.
+
+        Raises:
+            DataError: several such steps in a row.
+        """
+        self.last_norm = norm
+        finite = norm < float("inf")
         self._bad_in_a_row = 0 if finite else self._bad_in_a_row + 1
         if not finite:
             self.num_skipped += 1
-            log.warning("gradient is %s; this step is left out (samples %s)", self.last_norm, self._window_ids[:8])
-            for parameter in self._trained():
-                parameter.grad = None
+            log.warning("gradient is %s; this step is left out (samples %s)", norm, self._window.ids[:8])
         if self._bad_in_a_row >= _BAD_STEPS_IN_A_ROW:
             raise DataError(
                 f"the gradient was not finite in {_BAD_STEPS_IN_A_ROW} steps in a row",
-                where=f"step {self.global_step}, samples {', '.join(self._window_ids[:8])}",
+                where=f"step {self.global_step}, samples {', '.join(self._window.ids[:8])}",
                 fix="a lower stage.lr, stage.grad_clip=1.0, or trainer.precision=32-true",
             )
-        self._window_ids = []
+        self._window.ids = []
 
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
@@ -230,23 +241,6 @@ class TrainingModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_state(checkpoint["state_dict"], self)
-
-    def _normalised(self, losses: Losses, batch: Batch) -> Tensor:
-        """The loss of one micro-batch over the count of the window's first one; `on_before_optimizer_step` mends it.
-
-        With one micro-batch a step, that count is the right one and nothing has to be mended.
-        """
-        first = next(iter(losses.counts))
-        reference, own = self._window
-        if not reference:  # the same on every process, or the mean of their gradients would be none over tokens
-            reference = max(total(self.trainer, [losses.counts[first]])[0] / self.trainer.world_size, 1)
-        self._window = (reference, own + losses.counts[first])
-        self._window_ids += batch.ids
-        sums = [
-            losses.weights.get(name, 1.0) * value / (reference if name == first else max(losses.counts[name], 1))
-            for name, value in losses.sums.items()
-        ]
-        return torch.stack(sums).sum() if len(sums) > 1 else sums[0]
 
     def _trained(self) -> list[nn.Parameter]:
         if not hasattr(self, "_trained_parameters"):

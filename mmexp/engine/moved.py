@@ -86,7 +86,7 @@ def _probes(module: torch.nn.Module, count: int) -> dict[str, torch.Tensor]:
     """A few evenly spaced values of every parameter, and its sum: of an embedding table only some rows move."""
     probes = {}
     for name, parameter in module.named_parameters():
-        flat = own_share(parameter.detach()).flatten()
+        flat = own_share(parameter).detach().flatten()
         values = flat[:: max(1, flat.numel() // count)]
         probes[name] = torch.cat([values.double(), flat.sum(dtype=torch.float64)[None]])
     return probes

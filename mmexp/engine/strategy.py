@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
-from mmexp.engine.blocks import blocks_of
-from mmexp.engine.checkpoint import trained_names
-from mmexp.engine.launcher import Launcher
+from mmexp.engine.replicated import ReplicatedStrategy
+from mmexp.engine.sharded import ShardedStrategy
+from mmexp.engine.zero import ZeroStrategy
 from mmexp.errors import ConfigError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from lightning.pytorch.strategies import Strategy
     from torch import Tensor
-    from torch.optim import Optimizer
 
     from mmexp.engine.module import TrainingModule
 
+_ZERO = {"deepspeed_stage_2": 2, "deepspeed_stage_3": 3}
+
 
 def build_strategy(name: str, timeout_s: float, world_size: int, *, unused_parameters: bool = False) -> Strategy | str:
-    """The strategy `name`: auto, ddp, fsdp, or another one of Lightning's, which is taken as it is.
+    """The strategy `name`: auto, ddp, fsdp, deepspeed_stage_2, deepspeed_stage_3, or another one of Lightning's, which
+    is taken as it is.
 
     Args:
         name: As in `trainer.strategy`.
@@ -33,7 +33,7 @@ def build_strategy(name: str, timeout_s: float, world_size: int, *, unused_param
         unused_parameters: Whether DDP looks, in every step, for parameters that had no part in it.
 
     Raises:
-        ConfigError: a strategy that cannot do what a run needs.
+        ConfigError: a strategy that cannot do what a run needs, or whose library is not installed.
     """
     timeout = timedelta(seconds=timeout_s)
     if name == "fsdp":
@@ -47,121 +47,37 @@ def build_strategy(name: str, timeout_s: float, world_size: int, *, unused_param
         return ReplicatedStrategy(
             timeout=timeout, find_unused_parameters=unused_parameters, gradient_as_bucket_view=True
         )
+    if name in _ZERO:
+        return ZeroStrategy(_ZERO[name], timeout)
     if name.startswith("deepspeed"):
         raise ConfigError(
-            f"{name}: DeepSpeed keeps gradients and optimizer states to itself, so a step could neither be normalised "
-            "by its tokens nor saved as one file",
-            expected="auto, ddp or fsdp",
+            f"{name}: not one of those whose steps and checkpoints are those of one process",
+            expected=f"{', '.join(_ZERO)}, fsdp, ddp or auto",
             where="trainer.strategy",
-            fix="trainer=fsdp_bf16, which shares out weights, gradients and optimizer states as ZeRO-3 does",
+            fix="trainer=deepspeed_zero3",
         )
     return name
 
 
-class ReplicatedStrategy(DDPStrategy):
-    """A whole model in every process; gradients are averaged."""
-
-    def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+def shares_weights(strategy: Any) -> bool:
+    """Whether a process holds only its share of the weights, so that all processes must run the same modules."""
+    return isinstance(strategy, ShardedStrategy) or (isinstance(strategy, ZeroStrategy) and strategy.shares_weights)
 
 
-class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2: every process keeps its share of every tensor, frozen ones too, and fetches a block when it is its turn.
-
-    Each process first builds the whole model in the memory of its machine.
-    """
-
-    def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        return True
-
-    def shard(self, module: TrainingModule) -> None:
-        """Shards the repeated blocks of every part, then the rest, in place.
-
-        The root is the module itself with its training step, so that an objective may call parts of the model.
-        """
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
-        mesh = self.device_mesh["data_parallel"]
-        for part in module.parts().values():
-            for block in blocks_of(part):
-                fully_shard(block, mesh=mesh)
-        assert module.model is not None
-        module.model.runs_every_branch = True  # a block that one process fetches, all of them must
-        fully_shard(module, mesh=mesh)
-        register_fsdp_forward_method(module, "training_step")
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """What trains, whole, on the first process; nothing on the others."""
-        assert self.lightning_module is not None
-        state = self.lightning_module.state_dict()
-        return self._on_main({name: state[name] for name in sorted(trained_names(self.lightning_module))})
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        assert self.lightning_module is not None
-        own = self.lightning_module.state_dict()
-        with torch.no_grad():
-            for name, tensor in checkpoint["state_dict"].items():
-                own[name].copy_(_like(tensor, own[name]))
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """As of one process, on the first one; nothing on the others."""
-        state = getattr(optimizer, "_optimizer", optimizer).state_dict()
-        whole = {key: self._on_main(values) for key, values in state["state"].items()}
-        return {**state, "state": whole} if self.is_global_zero else {}
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            shares = {key: {k: _like(v, parameters[key]) for k, v in vs.items()} for key, vs in state["state"].items()}
-            optimizer.load_state_dict({**state, "state": shares})
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
-
-    def _on_main(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Full tensors in the memory of the first process. One after the other: only one is whole on a device."""
-        found = {}
-        for name, value in tensors.items():
-            whole = whole_tensor(value) if isinstance(value, torch.Tensor) else value
-            if self.is_global_zero:
-                found[name] = whole.cpu() if isinstance(whole, torch.Tensor) else whole
-        return found
-
-
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """The full tensor behind a shard; all processes must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def own_share(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _like(value: Any, parameter: Tensor) -> Any:
-    """A full tensor as shards like those of `parameter`, where it has its shape."""
-    if not isinstance(parameter, DTensor) or not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
-        return value
-    value = value.to(parameter.device)
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+def own_share(parameter: Tensor) -> Tensor:
+    """What this process holds of a parameter."""
+    if isinstance(parameter, DTensor):
+        return parameter.to_local()
+    return getattr(parameter, "ds_tensor", parameter)  # DeepSpeed's name for it, stage 3
 
 
 def plain_module(trainer: Trainer, module: TrainingModule) -> TrainingModule:
-    """The trained module as one process would have it. Where it was sharded, the first process builds it once more.
+    """The trained module as one process would have it. Where it was shared out, the first process builds it once more.
 
     All processes must ask; what the others get is of no further use.
     """
     strategy = trainer.strategy
-    if not isinstance(strategy, ShardedStrategy):
+    if not isinstance(strategy, ShardedStrategy | ZeroStrategy):
         return module
     state = strategy.lightning_module_state_dict()
     if not trainer.is_global_zero:

@@ -31,7 +31,8 @@ class TrainerConfig:
     num_nodes: int = 1
     """Nodes of the job."""
     strategy: str = "auto"
-    """auto, ddp (a whole model in each process), fsdp (a share in each), or another strategy of Lightning's."""
+    """auto, ddp (a whole model in each process), deepspeed_stage_2 (that, but a share of gradients and optimizer
+    states), fsdp or deepspeed_stage_3 (a share of everything), or another strategy of Lightning's."""
     precision: str = "32-true"
     """32-true, or bf16-mixed: products in bf16, trained weights in float32. Which frozen weights are stored in bf16 say
     `cast_frozen` and the part's own `dtype`."""
@@ -73,6 +74,11 @@ class TrainerConfig:
         import torch  # not at the top: the doctor reads this room's configs and must stay fast
 
         return self.accelerator in ("gpu", "cuda") or (self.accelerator == "auto" and torch.cuda.is_available())
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether a process holds only its share of every weight."""
+        return self.strategy in ("fsdp", "deepspeed_stage_3")
 
     @property
     def world_size(self) -> int:

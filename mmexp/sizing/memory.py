@@ -24,8 +24,10 @@ _SCALE_BYTES = {"int8": 4, "nf4": 0}
 """Of one row. Source: LLM.int8(), section 3: a scale for each row."""
 _MOMENTS = 2
 """Averages that AdamW keeps of each trained weight."""
-_BUCKET = 200_000_000
-"""Elements of each of the two buckets that Lightning's DeepSpeed strategy asks for."""
+_BUCKET = 500_000_000
+"""Elements of the float32 bucket in which DeepSpeed gathers gradients, by its default."""
+_LIVE = 1_000_000_000
+"""Elements of gathered weights that DeepSpeed's stage 3 keeps at once, by its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ def trace_stage(
     batch = synthetic_batch(plan, count, tokens * times, supervised * times, workload.media * times, setup.row)
 
     def dtype_of(tensor: Tensor) -> torch.dtype:
-        in_half = setup.runs_in_half or (setup.has_autocast and id(tensor) in quantised)
+        in_half = setup.is_half or (setup.has_autocast and id(tensor) in quantised)
         return torch.bfloat16 if in_half and tensor.is_floating_point() else tensor.dtype
 
     return trace_step(model, objective, batch, setup.has_autocast, setup.accumulate, dtype_of), tokens
@@ -129,7 +131,7 @@ def _part(name: str, module: nn.Module, trace: Trace, setup: Setup, quantised: d
     trained = [p for p in module.parameters() if p.requires_grad]
     gradients = sum(_stored(p, setup, {}) for p in trained)
     optimizer = _MOMENTS * gradients
-    if setup.is_deepspeed and setup.stores_in_half:
+    if setup.is_deepspeed:
         optimizer = sum(4 * (1 + _MOMENTS) * p.numel() for p in trained)
     return PartSize(
         name=name,
@@ -145,7 +147,7 @@ def _stored(tensor: Tensor, setup: Setup, quantised: dict[int, Tensor]) -> float
     """Bytes of a tensor where it rests."""
     if id(tensor) in quantised:
         return tensor.numel() * _QUANTISED_BYTES[setup.quantize] + len(tensor) * _SCALE_BYTES[setup.quantize]
-    in_half = setup.stores_in_half and tensor.is_floating_point()
+    in_half = setup.is_half and tensor.is_floating_point()
     return tensor.numel() * (2 if in_half else tensor.element_size())
 
 
@@ -155,12 +157,15 @@ def _extra(model: MultimodalModel, setup: Setup, gradients: float) -> float:
         return gradients
     if setup.sharding == "none":
         return 0.0
-    width = 2 if setup.runs_in_half else 4
-    buckets = 2.0 * _BUCKET * width if setup.is_deepspeed else 0.0
+    width = 2 if setup.is_half else 4
+    count = sum(p.numel() for p in model.parameters())
+    bucket = 4.0 * min(_BUCKET, sum(p.numel() for p in model.parameters() if p.requires_grad))
     if setup.sharding == "optimizer":
-        return buckets
+        return bucket
+    if setup.is_deepspeed:
+        return bucket + width * min(_LIVE, count)
     blocks = [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]
     counts = [sum(p.numel() for p in block.parameters()) for block in blocks]
     trained = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
-    rest = sum(p.numel() for p in model.parameters()) - sum(counts)
-    return buckets + width * (rest + 2 * max(counts, default=0) + max(trained, default=0))
+    rest = count - sum(counts)
+    return width * (rest + 2 * max(counts, default=0) + max(trained, default=0))

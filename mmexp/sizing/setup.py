@@ -43,20 +43,15 @@ class Setup:
 
     @property
     def is_deepspeed(self) -> bool:
-        """Whether DeepSpeed runs it, which keeps 16-bit weights beside a float32 copy."""
+        """Whether DeepSpeed runs it, which copies what trains into shares of its own."""
         return "deepspeed" in self.strategy and self.num_devices > 1
 
     @property
     def has_autocast(self) -> bool:
-        """Whether weights stay as they are stored and products run in 16 bit; sharded weights are cast as they come."""
-        return self.precision.endswith("-mixed") and self.sharding in ("none", "replicas")
+        """Whether weights stay as they are stored and products run in 16 bit."""
+        return self.precision.endswith("-mixed")
 
     @property
-    def runs_in_half(self) -> bool:
-        """Whether whole modules are in 16 bit while they run."""
+    def is_half(self) -> bool:
+        """Whether whole modules are in 16 bit."""
         return not self.precision.startswith("32") and not self.has_autocast
-
-    @property
-    def stores_in_half(self) -> bool:
-        """Whether weights are in 16 bit where they rest."""
-        return self.runs_in_half and (self.precision.endswith("-true") or self.is_deepspeed)

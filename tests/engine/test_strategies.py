@@ -17,7 +17,7 @@ from mmexp.engine.blocks import blocks_of, set_up_blocks
 from mmexp.engine.checkpoint import newest
 from mmexp.engine.strategy import build_strategy
 from mmexp.errors import ConfigError
-from tests.faults.runs import Run, write_rows
+from tests.faults.runs import Run, same_weights, write_rows
 
 Make = Callable[..., StageJob]
 STEP = ("stage.batch_size=4", "trainer.max_steps=8", "trainer.checkpoint_every_n_steps=4")
@@ -50,7 +50,7 @@ def state(run: Run) -> dict[str, Any]:
 def test_two_processes_equal_one(folder: Path, policy: str) -> None:
     one = Run(folder, f"{policy}_one", *STEP, *POLICIES[policy], "stage.micro_batch_size=4")
     one.finish()
-    for strategy, micro in (("ddp", 2), ("fsdp", 1)):
+    for strategy, micro in (("ddp", 2), ("fsdp", 1), ("deepspeed_stage_2", 2), ("deepspeed_stage_3", 1)):
         two = ("trainer.devices=2", f"trainer.strategy={strategy}", f"stage.micro_batch_size={micro}")
         run = Run(folder, f"{policy}_{strategy}", *STEP, *POLICIES[policy], *two)
         run.finish()
@@ -66,6 +66,29 @@ def test_two_processes_equal_one(folder: Path, policy: str) -> None:
             assert found.keys() == expected.keys()
             for name, tensor in expected.items():
                 torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_in_bf16_continues_to_the_bit_after_a_kill(folder: Path, stage: int) -> None:
+    how = (
+        "trainer.precision=bf16-mixed", "trainer.devices=2", f"trainer.strategy=deepspeed_stage_{stage}",
+        "stage.micro_batch_size=1", "trainer.checkpoint_every_n_steps=3", "trainer.keep_checkpoints=5",
+    )  # fmt: skip
+    whole, killed = (Run(folder, f"zero{stage}_{name}", *STEP, *how) for name in ("whole", "killed"))
+    whole.finish()
+    killed.start()
+    killed.wait_for(lambda: bool(killed.checkpoints()) and len(killed.losses()) >= 5)
+    killed.kill()
+    killed.finish()
+    assert killed.manifest()["resumed_from"] == "step_00000003.ckpt"
+    assert killed.losses() == whole.losses()
+    assert same_weights(killed, whole)
+    mine, theirs = state(killed)["optimizer_states"][0], state(whole)["optimizer_states"][0]
+    assert mine["param_groups"] == theirs["param_groups"]
+    for number, values in theirs["state"].items():
+        assert all(torch.equal(mine["state"][number][name], value) for name, value in values.items())
 
 
 @pytest.mark.slow
@@ -129,6 +152,12 @@ def test_trained_weights_in_16_bit_are_refused(precision: str) -> None:
         TrainerConfig(precision=precision)
 
 
-def test_deepspeed_is_refused_with_what_to_take_instead() -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.strategy: deepspeed_stage_2(.*\n)*.*fsdp_bf16"):
+def test_a_deepspeed_that_is_not_ours_is_refused_with_what_to_take_instead() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: deepspeed_stage_3_offload(.*\n)*.*deepspeed_zero3"):
+        build_strategy("deepspeed_stage_3_offload", 600, 8)
+
+
+def test_deepspeed_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: deepspeed_stage_2, but(.*\n)*.*mmexp\[deepspeed\]"):
         build_strategy("deepspeed_stage_2", 600, 8)

@@ -19,9 +19,9 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 OWN = ("--config-dir", "conf")
 
 
-def poisoned(folder: Path, run_id: str, samples: str, factor: str) -> Run:
+def poisoned(folder: Path, run_id: str, samples: str, factor: str, *how: str) -> Run:
     settings = ("objective=poison", f"objective.samples={samples}", f"objective.factor={factor}")
-    return Run(folder, run_id, *STEP, "stage.micro_batch_size=4", *OWN, *settings)
+    return Run(folder, run_id, *STEP, *(how or ("stage.micro_batch_size=4",)), *OWN, *settings)
 
 
 def saved_is_finite(run: Run) -> bool:
@@ -30,16 +30,19 @@ def saved_is_finite(run: Run) -> bool:
     return all(torch.isfinite(t).all() for t in torch.load(file, weights_only=True)["state_dict"].values())
 
 
-def test_one_batch_of_nan_is_left_out(folder: Path, whole: Run) -> None:
+@pytest.mark.parametrize("stage", [None, 2, 3], ids=["alone", "zero2", "zero3"])
+def test_one_batch_of_nan_is_left_out(folder: Path, whole: Run, stage: int | None) -> None:
     sample = whole.ids()[4][0].split("/")[1]
-    run = poisoned(folder, "one_nan", f"[{sample}]", "nan")
+    two = ("stage.micro_batch_size=2", "trainer.devices=2", f"trainer.strategy=deepspeed_stage_{stage}")
+    run = poisoned(folder, f"one_nan_{stage}", f"[{sample}]", "nan", *(two if stage else ()))
     out = run.finish()
     assert "this step is left out" in out
     assert sample in out
-    expected = [any(name.endswith(f"/{sample}") for name in names) for names in run.ids()]
-    assert run.manifest()["num_skipped_steps"] == sum(expected) > 1
+    expected = [any(name.endswith(f"/{sample}") for name in names) for names in whole.ids()]
+    per_step = [any(pair) for pair in zip(expected[::2], expected[1::2], strict=True)]  # it has two micro-batches
+    assert run.manifest()["num_skipped_steps"] == sum(per_step) > 1
     assert saved_is_finite(run)
-    assert [math.isnan(loss) for loss in run.losses()] == expected
+    assert [math.isnan(loss) for loss in run.losses()] == per_step
 
 
 def test_five_of_them_in_a_row_end_the_run(folder: Path) -> None:

@@ -53,7 +53,7 @@ def test_out_of_time_under_slurm_requeues_once_for_each_start(folder: Path, whol
     assert not run.left
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed_stage_3"])
 def test_a_signal_to_one_process_stops_all_of_them(folder: Path, whole: Run, strategy: str) -> None:
     two = ("stage.micro_batch_size=1", "trainer.devices=2", f"trainer.strategy={strategy}")
     run = Run(folder, f"one_of_{strategy}", *STEP, *two)

@@ -40,7 +40,8 @@ def test_what_is_shared_out(make_small: Callable[..., Any], strategy: str, weigh
     shared, _ = make_small().size(batch_size=16, strategy=strategy, num_devices=8)
     assert shared.total("weights") == pytest.approx(alone.total("weights") / weights)
     assert shared.total("gradients") == pytest.approx(alone.total("gradients") / gradients)
-    assert shared.total("optimizer") == pytest.approx(alone.total("optimizer") / gradients)
+    copies = 3 / 2 if "deepspeed" in strategy else 1  # beside the two moments, the weights that AdamW moves
+    assert shared.total("optimizer") == pytest.approx(alone.total("optimizer") / gradients * copies)
 
 
 def test_half_precision_halves_weights_and_autocast_does_not(make_small: Callable[..., Any]) -> None:
@@ -51,13 +52,6 @@ def test_half_precision_halves_weights_and_autocast_does_not(make_small: Callabl
     assert half.total("optimizer") == full.total("optimizer") / 2
     assert mixed.total("weights") == full.total("weights")
     assert half.total("activations") < mixed.total("activations") < full.total("activations") + full.total("weights")
-
-
-def test_sixteen_bits_under_deepspeed_keep_a_float32_copy(make_small: Callable[..., Any]) -> None:
-    plain, _ = make_small().size(batch_size=16)
-    size, _ = make_small().size(batch_size=16, strategy="deepspeed_stage_2", num_devices=8, precision="bf16-mixed")
-    assert size.total("optimizer") * 8 == pytest.approx(plain.total("gradients") * 3)
-    assert size.total("weights") == pytest.approx(plain.total("weights") / 2, rel=0.02)
 
 
 @pytest.mark.parametrize(("quantize", "smaller"), [("int8", 3.5), ("nf4", 6)])
@@ -87,9 +81,8 @@ def test_frozen_weights_are_not_copied_under_autocast_when_few_bits_store_them(m
 def test_two_bits_of_arithmetic_about_setups() -> None:
     setup = Setup(batch_size=128, micro_batch_size=4, num_devices=8, strategy="fsdp", precision="bf16-mixed")
     assert setup.accumulate == 4
-    assert not setup.has_autocast
-    assert setup.runs_in_half
-    assert not setup.stores_in_half, "FSDP keeps weights as they are stored and casts them as they come"
+    assert setup.has_autocast
+    assert not setup.is_half
     assert Setup(batch_size=4, micro_batch_size=4, strategy="fsdp").sharding == "none"
 
 
