@@ -14,7 +14,7 @@ from mmexp.engine.checkpoint import trained_names
 from mmexp.engine.launcher import Launcher
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from mmexp.engine.module import TrainingModule
@@ -39,12 +39,18 @@ class ShardedStrategy(ModelParallelStrategy):
 
         The root is the module itself with its training step, so that an objective may call parts of the model.
         """
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
         mesh = self.device_mesh["data_parallel"]
+        # Autocast keeps a bf16 copy of every matrix that it meets in float32; fetched in bf16, none is made
+        in_half = self.precision_plugin.precision == "bf16-mixed"
+        halved = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        policy = {"mp_policy": halved} if in_half else {}
         for part in module.parts().values():
             for block in blocks_of(part):
-                fully_shard(block, mesh=mesh)
+                if in_half and (norms := _norms(block)):
+                    fully_shard(norms, mesh=mesh)  # autocast leaves them in float32
+                fully_shard(block, mesh=mesh, **policy)
         assert module.model is not None
         module.model.runs_every_branch = True  # a block that one process fetches, all of them must
         fully_shard(module, mesh=mesh)
@@ -89,6 +95,12 @@ class ShardedStrategy(ModelParallelStrategy):
             if self.is_global_zero:
                 found[name] = whole.cpu() if isinstance(whole, torch.Tensor) else whole
         return found
+
+
+def _norms(block: nn.Module) -> list[nn.Module]:
+    """What has weights of its own and none of them a matrix."""
+    own = [(child, list(child.parameters(recurse=False))) for child in block.modules()]
+    return [child for child, weights in own if weights and all(weight.ndim < 2 for weight in weights)]
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:

@@ -85,8 +85,12 @@ def trace_stage(
         count, times = 1, count
     batch = synthetic_batch(plan, count, tokens * times, supervised * times, workload.media * times, setup.row)
 
+    as_they_are = (
+        {id(p) for block in _blocks(model) for p in block.parameters()} if setup.fetches_in_half else quantised
+    )
+
     def dtype_of(tensor: Tensor) -> torch.dtype:
-        in_half = setup.is_half or (setup.has_autocast and id(tensor) in quantised)
+        in_half = setup.is_half or (setup.has_autocast and id(tensor) in as_they_are and tensor.ndim > 1)
         return torch.bfloat16 if in_half and tensor.is_floating_point() else tensor.dtype
 
     return trace_step(model, objective, batch, setup.has_autocast, setup.accumulate, dtype_of), tokens
@@ -158,14 +162,20 @@ def _extra(model: MultimodalModel, setup: Setup, gradients: float) -> float:
     if setup.sharding == "none":
         return 0.0
     width = 2 if setup.is_half else 4
+    fetched = 2 if setup.fetches_in_half else width
     count = sum(p.numel() for p in model.parameters())
     bucket = 4.0 * min(_BUCKET, sum(p.numel() for p in model.parameters() if p.requires_grad))
     if setup.sharding == "optimizer":
         return bucket
     if setup.is_deepspeed:
         return bucket + width * min(_LIVE, count)
-    blocks = [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]
+    blocks = _blocks(model)
     counts = [sum(p.numel() for p in block.parameters()) for block in blocks]
     trained = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
     rest = count - sum(counts)
-    return width * (rest + 2 * max(counts, default=0) + max(trained, default=0))
+    return width * (rest + max(trained, default=0)) + 2 * fetched * max(counts, default=0)
+
+
+def _blocks(model: MultimodalModel) -> list[nn.Module]:
+    """What repeats in its parts."""
+    return [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]

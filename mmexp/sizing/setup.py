@@ -52,6 +52,11 @@ class Setup:
         return self.precision.endswith("-mixed")
 
     @property
+    def fetches_in_half(self) -> bool:
+        """Whether the matrices of a block are fetched in 16 bit when it is its turn, so that autocast copies none."""
+        return self.has_autocast and self.sharding == "everything" and not self.is_deepspeed
+
+    @property
     def is_half(self) -> bool:
         """Whether whole modules are in 16 bit."""
         return not self.precision.startswith("32") and not self.has_autocast

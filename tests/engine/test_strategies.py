@@ -70,6 +70,19 @@ def test_two_processes_equal_one(folder: Path, policy: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("policy", ["lora", "all"])
+def test_matrices_that_are_fetched_in_bf16_learn_what_autocast_learns(folder: Path, policy: str) -> None:
+    two = ("trainer.precision=bf16-mixed", "trainer.devices=2", "stage.micro_batch_size=2", *POLICIES[policy])
+    whole, shares = (
+        Run(folder, f"bf16_{policy}_{name}", *STEP, *two, f"trainer.strategy={name}") for name in ("ddp", "fsdp")
+    )
+    whole.finish()
+    shares.finish()
+    assert shares.losses() == pytest.approx(whole.losses(), abs=5e-4)  # sums of bf16 products in another order
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_in_bf16_continues_to_the_bit_after_a_kill(folder: Path, stage: int) -> None:
     how = (

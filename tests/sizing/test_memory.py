@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from mmexp.sizing import Setup, Workload
 from mmexp.sizing.memory import quantised_weights
@@ -78,10 +79,22 @@ def test_frozen_weights_are_not_copied_under_autocast_when_few_bits_store_them(m
     assert plain.total("activations") - few.total("activations") == copies > 0
 
 
+def test_matrices_that_are_fetched_in_half_are_not_copied_by_autocast(make_small: Callable[..., Any]) -> None:
+    mixed = {"batch_size": 16, "num_devices": 8, "precision": "bf16-mixed"}
+    small = make_small()
+    replicas, _ = small.size(**mixed, strategy="ddp")
+    shares, _ = small.size(**mixed, strategy="fsdp")
+    blocks = {id(p): p for part in small.model().modules() if isinstance(part, torch.nn.ModuleList)
+              for p in part.parameters() if p.ndim > 1 and p.requires_grad}  # fmt: skip
+    copies = sum(2 * matrix.numel() for matrix in blocks.values())
+    assert replicas.total("activations") - shares.total("activations") == pytest.approx(copies, rel=0.2)
+
+
 def test_two_bits_of_arithmetic_about_setups() -> None:
     setup = Setup(batch_size=128, micro_batch_size=4, num_devices=8, strategy="fsdp", precision="bf16-mixed")
     assert setup.accumulate == 4
     assert setup.has_autocast
+    assert setup.fetches_in_half
     assert not setup.is_half
     assert Setup(batch_size=4, micro_batch_size=4, strategy="fsdp").sharding == "none"
 
