@@ -45,12 +45,12 @@ class ShardedStrategy(ModelParallelStrategy):
         # Autocast keeps a bf16 copy of every matrix that it meets in float32; fetched in bf16, none is made
         in_half = self.precision_plugin.precision == "bf16-mixed"
         halved = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        policy = {"mp_policy": halved} if in_half else {}
+        policy = halved if in_half else MixedPrecisionPolicy()
         for part in module.parts().values():
             for block in blocks_of(part):
                 if in_half and (norms := _norms(block)):
                     fully_shard(norms, mesh=mesh)  # autocast leaves them in float32
-                fully_shard(block, mesh=mesh, **policy)
+                fully_shard(block, mesh=mesh, mp_policy=policy)
         assert module.model is not None
         module.model.runs_every_branch = True  # a block that one process fetches, all of them must
         fully_shard(module, mesh=mesh)
