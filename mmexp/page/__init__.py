@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmexp.page.curves import Points, line_chart
 from mmexp.page.picture import data_uri, load_thumbnail
-from mmexp.page.read import BASELINES, Results, Run, Series, find_image, load_run, primary_metric
+from mmexp.page.read import BASELINES, Results, Run, Series, find_image, load_run, primary_metric, results_of, series_of
 
 STYLE = Path(__file__).with_name("style.css")
 """Style sheet of every page: colours for light and dark, cards, charts."""
@@ -22,4 +22,6 @@ __all__ = [
     "load_run",
     "load_thumbnail",
     "primary_metric",
+    "results_of",
+    "series_of",
 ]

@@ -1,0 +1,58 @@
+"""Runs side by side: `python -m mmexp.compare outputs/sweeps/x out=compare.html`, or `runs=[DIR,DIR,...]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mmexp.compare import Comparison, compare, csv_text, latex, load_folders, load_tracked, markdown, terminal_tables
+from mmexp.config import CompareConfig, Invocation, check_own, launch
+from mmexp.errors import ConfigError
+
+WRITERS: dict[str, Callable[[Comparison, CompareConfig], str]] = {
+    ".md": lambda comparison, _: markdown(comparison),
+    ".tex": lambda comparison, _: latex(comparison),
+    ".csv": lambda comparison, _: csv_text(comparison),
+}
+"""What is written, by the end of the file's name."""
+
+
+def body(invocation: Invocation) -> None:
+    """Compares, prints the table, and writes the files that were asked for."""
+    from rich.console import Console
+
+    cfg = check_own(CompareConfig, invocation.cfg)
+    outs = [(Path(name).expanduser(), _writer(name)) for name in cfg.files]
+    found = load_tracked(cfg.wandb, cfg.group) if cfg.wandb is not None else load_folders(cfg.places)
+    comparison = compare(found, cfg.metric, cfg.baseline)
+    console = Console(highlight=False)
+    console.print(*terminal_tables(comparison), sep="\n")
+    for note in comparison.notes:
+        console.print(f"note  {note}", markup=False, soft_wrap=True)
+    for name, reason in comparison.left_out:
+        console.print(f"left out  {name}: {reason}", markup=False, soft_wrap=True)
+    for path, write in outs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(write(comparison, cfg), encoding="utf-8")
+        console.print(f"wrote  {path}", markup=False, soft_wrap=True)
+
+
+def _writer(name: str) -> Callable[[Comparison, CompareConfig], str]:
+    suffix = Path(name).suffix.lower()
+    if suffix not in WRITERS:
+        raise ConfigError(f"{name!r} ends in {suffix or 'nothing'}", expected=f"one of {', '.join(WRITERS)}",
+                          where="out", fix=f"out={Path(name).stem or 'compare'}.html")  # fmt: skip
+    return WRITERS[suffix]
+
+
+def with_runs(args: Sequence[str]) -> list[str]:
+    """Words that are places become `runs=[...]`: `DIR DIR out=x.html` is what people type."""
+    flags = [arg for arg in args if arg.startswith("-") or "=" in arg]
+    places = [arg for arg in args if arg not in flags]
+    quoted = ",".join("'" + place.replace("\\", "\\\\").replace("'", "\\'") + "'" for place in places)
+    return [*flags, f"runs=[{quoted}]"] if places else flags
+
+
+if __name__ == "__main__":
+    launch(body, config_name="compare", module="mmexp.compare", argv=with_runs(sys.argv[1:]))
