@@ -2,6 +2,7 @@
 
 from mmexp.compare.comparison import Comparison, compare
 from mmexp.compare.outputs import csv_text, latex, markdown, terminal_tables
+from mmexp.compare.page import page_html
 from mmexp.compare.sources import Found, load_folders
 from mmexp.compare.tracked import load_tracked
 
@@ -14,5 +15,6 @@ __all__ = [
     "load_folders",
     "load_tracked",
     "markdown",
+    "page_html",
     "terminal_tables",
 ]

@@ -6,11 +6,22 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmexp.compare import Comparison, compare, csv_text, latex, load_folders, load_tracked, markdown, terminal_tables
+from mmexp.compare import (
+    Comparison,
+    compare,
+    csv_text,
+    latex,
+    load_folders,
+    load_tracked,
+    markdown,
+    page_html,
+    terminal_tables,
+)
 from mmexp.config import CompareConfig, Invocation, check_own, launch
 from mmexp.errors import ConfigError
 
 WRITERS: dict[str, Callable[[Comparison, CompareConfig], str]] = {
+    ".html": lambda comparison, cfg: page_html(comparison, cfg.max_samples),
     ".md": lambda comparison, _: markdown(comparison),
     ".tex": lambda comparison, _: latex(comparison),
     ".csv": lambda comparison, _: csv_text(comparison),

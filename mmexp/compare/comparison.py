@@ -9,11 +9,11 @@ from statistics import fmean
 
 import numpy as np
 
-from mmexp.compare.shared import Shared, share_samples
 from mmexp.compare.groups import Factor, Group, factors, group_records
 from mmexp.compare.importance import Importance, importances
 from mmexp.compare.record import LAST_LOSS, Cost, Record
 from mmexp.compare.settings import differing
+from mmexp.compare.shared import Shared, share_samples
 from mmexp.compare.sources import Found
 from mmexp.compare.stats import Difference, Interval, bootstrap, holm, mean_interval, pareto_front
 from mmexp.errors import ConfigError

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmexp.compare.comparison import Comparison
-from mmexp.compare.rows import COSTS, Cell, amount, conclusion, figure, short, table_rows
+from mmexp.compare.rows import COSTS, Cell, amount, figure, letters_of, p_text, sentence, short, table_rows
 
 _TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}  # fmt: skip
@@ -21,18 +21,19 @@ _TEX_COSTS = ("train_s", "peak_memory_gb", "tokens_per_image")
 
 def terminal_tables(comparison: Comparison) -> list[Table | Text]:
     """Figures, how to read them, tests and costs."""
-    parts: list[Table | Text] = [_figures(comparison), Text(_sentence(comparison))]
+    parts: list[Table | Text] = [_figures(comparison), Text(sentence(comparison))]
     parts += [_tests(comparison)] if comparison.tests else []
     return [*parts, _costs(comparison)]
 
 
 def _figures(comparison: Comparison) -> Table:
     """The figures of each group, the best first."""
-    rows = table_rows(comparison)
-    table = _table(["runs"], ["seeds", *("\n".join(reversed(name.split("/", 2))) for name in rows.metrics)])
+    rows, letters = table_rows(comparison), letters_of(comparison)
+    table = _table(["", "runs"], ["seeds", *("\n".join(reversed(name.split("/", 2))) for name in rows.metrics)])
     for row in rows.body:
         table.add_row(
-            Text(row.label, style="bold" if row.is_reference else ""),
+            letters[row.label],
+            Text(row.label.replace(" ", "\n"), style="bold" if row.is_reference else ""),
             str(row.num_seeds),
             *(Text(_plain(cell), style="bold" if cell.best else "") for cell in row.cells),
         )
@@ -41,20 +42,20 @@ def _figures(comparison: Comparison) -> Table:
 
 def _costs(comparison: Comparison) -> Table:
     """What each group took, as the mean of its runs."""
-    rows = table_rows(comparison)
-    table = _table(["runs"], [_cost_head(name) for name in rows.costs])
+    rows, letters = table_rows(comparison), letters_of(comparison)
+    table = _table([""], [_cost_head(name) for name in rows.costs])
     for row in rows.body:
-        table.add_row(Text(row.label), *(amount(value) for value in row.costs))
+        table.add_row(letters[row.label], *(amount(value) for value in row.costs))
     return table
 
 
 def _tests(comparison: Comparison) -> Table:
     """Every paired test."""
-    numbers = [f"difference from {comparison.reference.label}", "95 % interval", "p", "p (Holm)", "samples"]
-    table = _table(["runs", "metric"], numbers)
+    letters = letters_of(comparison)
+    table = _table(["", "metric"], ["difference", "95 % interval", "p", "p (Holm)", "samples"])
     for (metric, label), test in comparison.tests.items():
         one = test.difference
-        table.add_row(Text(label), Text(short(metric)), f"{one.mean:+.3f}", f"{one.low:+.3f} to {one.high:+.3f}",
+        table.add_row(f"{letters[label]} - {letters[comparison.reference.label]}", short(metric), f"{one.mean:+.3f}", f"{one.low:+.3f} to {one.high:+.3f}",
                       p_text(one.p), p_text(test.adjusted_p), f"{one.num_samples:,}")  # fmt: skip
     return table
 
@@ -67,7 +68,7 @@ def markdown(comparison: Comparison) -> str:
     for row in rows.body:
         cells = [f"**{_plain(cell)}**" if cell.best else _plain(cell) for cell in row.cells]
         lines.append(_line([_md(row.label), str(row.num_seeds), *cells, *map(amount, row.costs)]))
-    lines += ["", _md(_sentence(comparison))]
+    lines += ["", _md(sentence(comparison))]
     lines += [f"- {_md(note)}" for note in comparison.notes]
     lines += [f"- left out: {_md(name)}: {_md(reason)}" for name, reason in comparison.left_out]
     return "\n".join(lines) + "\n"
@@ -93,7 +94,7 @@ def latex(comparison: Comparison) -> str:
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
         "  \\centering",
-        f"  \\caption{{{_tex(_sentence(comparison))}}}",
+        f"  \\caption{{{_tex(sentence(comparison))}}}",
         f"  \\begin{{tabular}}{{l{'r' * (len(below) - 1)}}}",
         "    \\toprule",
         *(f"    {' & '.join(map(_tex, head))} \\\\" for head in (above, below)),
@@ -123,11 +124,6 @@ def csv_text(comparison: Comparison) -> str:
     return file.getvalue()
 
 
-def p_text(p: float) -> str:
-    """A p as people write it."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def _table(left: Sequence[str], right: Sequence[str]) -> Table:
     table = Table(header_style="bold")
     for name in left:
@@ -152,11 +148,6 @@ def _tex_cell(cell: Cell) -> str:
     mean = f"\\textbf{{{figure(interval.mean)}}}" if cell.best else figure(interval.mean)
     spread = "" if interval.half is None else f" $\\pm$ {figure(interval.half)}"
     return f"{mean}{spread}{'$^{*}$' if cell.significant else ''}"
-
-
-def _sentence(comparison: Comparison) -> str:
-    text = conclusion(comparison)
-    return f"{text[0].upper()}{text[1:]}."
 
 
 def _cost_head(name: str) -> str:

@@ -89,12 +89,28 @@ def amount(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def conclusion(comparison: Comparison) -> str:
-    """One sentence on how to read the table."""
+def p_text(p: float) -> str:
+    """A p as people write it."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def letters_of(comparison: Comparison) -> dict[str, str]:
+    """Label to a short name: A, B, ... Z, AA, AB, ... in the order of the ranking."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return {
+        group.label: (alphabet[at // 26 - 1] if at >= 26 else "") + alphabet[at % 26]
+        for at, group in enumerate(comparison.groups)
+    }
+
+
+def sentence(comparison: Comparison) -> str:
+    """How to read the table."""
     direction = "more" if sign(comparison.main) > 0 else "less"
-    text = f"ranked by {short(comparison.main)}, {direction} is better; mean and 95 % interval over seeds (Student's t)"
+    text = (
+        f"Ranked by {short(comparison.main)}, {direction} is better; mean and 95 % interval over seeds (Student's t)."
+    )
     if comparison.tests:
-        text += f"; * differs from the reference, {comparison.reference.label}, at 5 % (paired bootstrap over samples, Holm)"
+        text += f" * differs from {comparison.reference.label} at 5 % (paired bootstrap over samples, Holm)."
     return text
 
 
