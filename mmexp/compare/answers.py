@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmexp.compare.comparison import Comparison
-from mmexp.compare.record import Line, Record, is_box
+from mmexp.compare.record import Line, Record, box_of
 from mmexp.compare.shared import SampleKey, Shared
 from mmexp.page import data_uri, find_image, load_thumbnail
 
@@ -109,7 +109,7 @@ def _sample(
         "target": texts.place(key[1]),
         "type": str(row.get("type") or ""),
         "picture": pictures.place(row.get("image"), folder),
-        "box": list(box) if is_box(box) else None,
+        "box": box_of(box),
     }
 
 
@@ -123,5 +123,5 @@ def _of_run(lines: Sequence[Line] | None, chosen: Sequence[int], texts: _Table) 
         "scores": [None if line.score is None else round(line.score, 3) for line in own],
     }
     if any(line.box for line in own):
-        found["boxes"] = [None if line.box is None else list(line.box) for line in own]
+        found["boxes"] = [line.box for line in own]
     return found

@@ -1,4 +1,4 @@
-"""Everything that is compared: figures with intervals, tests, costs, what differs. No page and no file yet."""
+"""Everything that is compared: figures with intervals, tests, costs, what differs."""
 
 from __future__ import annotations
 

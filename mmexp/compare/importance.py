@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 _NUM_SHUFFLES = 2000
 _NUM_BINS = 4
 METHOD = (
-    "The share of the variance over runs that lies between the means of a setting's values (main effects of an analysis "
-    "of variance; settings with many numbers in four equal parts). By chance: the 95th percentile of the same share "
-    "after shuffling, so what does not exceed it is not told from luck. Interactions are not counted, and where two "
-    "settings were varied together both get the credit."
+    "The share of the variance over runs that lies between the means of a setting's values (main effects of an "
+    "analysis of variance; settings with many numbers in four equal parts). By chance: the 95th percentile of the same "
+    "share after shuffling; what does not exceed it cannot be told from luck. Interactions are not counted, and where "
+    "two settings were varied together both get the credit."
 )
 
 

@@ -55,8 +55,15 @@ def _tests(comparison: Comparison) -> Table:
     table = _table(["", "metric"], ["difference", "95 % interval", "p", "p (Holm)", "samples"])
     for (metric, label), test in comparison.tests.items():
         one = test.difference
-        table.add_row(f"{letters[label]} - {letters[comparison.reference.label]}", short(metric), f"{one.mean:+.3f}", f"{one.low:+.3f} to {one.high:+.3f}",
-                      p_text(one.p), p_text(test.adjusted_p), f"{one.num_samples:,}")  # fmt: skip
+        table.add_row(
+            f"{letters[label]} - {letters[comparison.reference.label]}",
+            Text(short(metric)),
+            f"{one.mean:+.3f}",
+            f"{one.low:+.3f} to {one.high:+.3f}",
+            p_text(one.p),
+            p_text(test.adjusted_p),
+            f"{one.num_samples:,}",
+        )
     return table
 
 

@@ -17,10 +17,13 @@ from mmexp.compare.page_curves import curve_figures
 from mmexp.compare.page_sweep import sweep_section
 from mmexp.compare.rows import COSTS, Cell, amount, figure, letters_of, p_text, sentence, short, table_rows
 from mmexp.page import STYLE
+from mmexp.page.curves import line_key
 
 _HERE = Path(__file__).parent
 _PARETO = ("train_s", "tokens", "peak_memory_gb", "tokens_per_image")
 """Costs that quality is drawn against."""
+_SELECTS = {"benchmark": "benchmark", "a": "first run", "b": "second run", "filter": "show", "type": "type"}
+"""What narrows down the samples: element and name."""
 
 
 def page_html(comparison: Comparison, max_samples: int) -> str:
@@ -55,17 +58,16 @@ def page_html(comparison: Comparison, max_samples: int) -> str:
 
 def scrolling(head: Sequence[str], body: Sequence[str], num_left: int = 1) -> str:
     """A table that scrolls by itself where it is wider than the page. `head` is HTML, `body` rows with their tags."""
-    cells = "".join(
-        f'<th class="left">{text}</th>' if at < num_left else f"<th>{text}</th>" for at, text in enumerate(head)
-    )
-    return f'<div class="scroll"><table class="wide"><thead><tr>{cells}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    left = "".join(f'<th class="left">{text}</th>' for text in head[:num_left])
+    right = "".join(f"<th>{text}</th>" for text in head[num_left:])
+    table = f"<thead><tr>{left}{right}</tr></thead><tbody>{''.join(body)}</tbody>"
+    return f'<div class="scroll"><table class="wide">{table}</table></div>'
 
 
 def named(comparison: Comparison, letters: Mapping[str, str], label: str) -> str:
     """The first cell of a group's row: its line, letter and label."""
     at = next(at for at, group in enumerate(comparison.groups) if group.label == label)
-    key = f'<svg class="swatch" viewBox="0 0 26 10"><line class="line s{at % 6} d{at // 6 % 4}" x1="0" x2="26" y1="5" y2="5"/></svg>'
-    return f'<td class="label">{key}<span class="letter">{letters[label]}</span> {escape(label)}</td>'
+    return f'<td class="label">{line_key(at)}<b>{letters[label]}</b> {escape(label)}</td>'
 
 
 def _notes(comparison: Comparison) -> str:
@@ -83,11 +85,9 @@ def _notes(comparison: Comparison) -> str:
 def _results(comparison: Comparison, letters: Mapping[str, str]) -> str:
     rows = table_rows(comparison)
     heads = ["runs", "seeds", *(escape("\n".join(reversed(name.split("/", 2)))) for name in rows.metrics)]
-    heads += [escape("\n".join(filter(None, COSTS[name]))) for name in rows.costs]
     body = [
         f'<tr data-g="{at}">{named(comparison, letters, row.label)}<td>{row.num_seeds}</td>'
         + "".join(map(_cell, row.cells))
-        + "".join(f"<td>{amount(value)}</td>" for value in row.costs)
         + "</tr>"
         for at, row in enumerate(rows.body)
     ]
@@ -120,18 +120,21 @@ def _tests(comparison: Comparison, letters: Mapping[str, str]) -> str:
         return ""
     reference = letters[comparison.reference.label]
     heads = ["groups", "metric", "difference", "95 % interval", "p", "p (Holm)", "samples"]
-    body = [
-        f'<tr><td class="left">{letters[label]} &minus; {reference}</td><td class="left">{escape(short(metric))}</td>'
-        f"<td{' class=best' * (test.adjusted_p < 0.05)}>{test.difference.mean:+.3f}</td>"
-        f"<td>{test.difference.low:+.3f} to {test.difference.high:+.3f}</td><td>{escape(p_text(test.difference.p))}</td>"
-        f"<td>{escape(p_text(test.adjusted_p))}</td><td>{test.difference.num_samples:,}</td></tr>"
-        for (metric, label), test in comparison.tests.items()
-    ]
+    body = []
+    for (metric, label), test in comparison.tests.items():
+        one = test.difference
+        body.append(
+            f'<tr><td class="left">{letters[label]} &minus; {reference}</td>'
+            f'<td class="left">{escape(short(metric))}</td>'
+            f"<td{' class=best' * (test.adjusted_p < 0.05)}>{one.mean:+.3f}</td>"
+            f"<td>{one.low:+.3f} to {one.high:+.3f}</td><td>{escape(p_text(one.p))}</td>"
+            f"<td>{escape(p_text(test.adjusted_p))}</td><td>{one.num_samples:,}</td></tr>"
+        )
     return (
         f"<h3>Against {reference}, {escape(comparison.reference.label)}</h3>{scrolling(heads, body, num_left=2)}"
-        '<p class="legend">Paired bootstrap over samples (10,000 resamples, each sample the mean of its seeds), Holm over '
-        "the groups of a benchmark; bold: below 0.05. It says whether these runs differ on more samples of this kind; how "
-        "much other seeds would differ, the intervals above say.</p>"
+        '<p class="legend">Paired bootstrap over samples (10,000 resamples, each sample the mean of its seeds), Holm '
+        "over the groups of a benchmark; bold: below 0.05. It says whether these very runs differ on more samples of "
+        "this kind; how much other seeds would differ, the intervals above say.</p>"
     )
 
 
@@ -149,8 +152,25 @@ def _settings(comparison: Comparison, letters: Mapping[str, str]) -> str:
 
 
 def _costs(comparison: Comparison, letters: Mapping[str, str]) -> str:
+    rows = table_rows(comparison)
+    if not rows.costs:
+        return '<p class="note">No costs were logged.</p>'
+    heads = ["runs", *(escape("\n".join(filter(None, COSTS[name]))) for name in rows.costs)]
+    body = [
+        f'<tr data-g="{at}">{named(comparison, letters, row.label)}'
+        + "".join(f"<td>{amount(value)}</td>" for value in row.costs)
+        + "</tr>"
+        for at, row in enumerate(rows.body)
+    ]
     charts = "".join(_pareto(comparison, letters))
-    return f'<div class="curves">{charts}</div>' if charts else '<p class="note">No costs were logged.</p>'
+    if charts:
+        better = "Higher is better." if sign(comparison.main) > 0 else "Lower is better."
+        charts = (
+            f"<h3>{escape(short(comparison.main))} against cost</h3><div class=curves>{charts}</div>"
+            '<p class="legend">Full points are on the Pareto front: no other group is cheaper and at least as good. '
+            f"{better}</p>"
+        )
+    return scrolling(heads, body) + charts
 
 
 def _pareto(comparison: Comparison, letters: Mapping[str, str]) -> Iterator[str]:
@@ -167,8 +187,8 @@ def _pareto(comparison: Comparison, letters: Mapping[str, str]) -> Iterator[str]
         if len({mark.x for mark in marks}) > 1:
             name, unit = COSTS[cost]
             label = f"{name} ({unit})" if unit else name
-            chart = pareto_chart(marks, label, short(comparison.main), sign(comparison.main) < 0)
-            yield f"<figure><figcaption>{escape(name)}: full points are on the front</figcaption>{chart}</figure>"
+            chart = pareto_chart(marks, label, comparison.main.split("/", 2)[-1], sign(comparison.main) < 0)
+            yield f"<figure><figcaption>{escape(name)}</figcaption>{chart}</figure>"
 
 
 def _samples(comparison: Comparison) -> str:

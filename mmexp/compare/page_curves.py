@@ -10,7 +10,7 @@ from mmexp.compare.charts import Curve, curve_chart
 from mmexp.compare.comparison import Comparison
 from mmexp.compare.groups import Group
 from mmexp.compare.record import Record, time_of_steps
-from mmexp.page.curves import Points, running_mean, thin
+from mmexp.page.curves import Points, line_key, running_mean, thin
 
 _SMOOTHED = 20
 """Points from which on a training loss is smoothed."""
@@ -24,7 +24,7 @@ def curve_figures(comparison: Comparison, letters: Mapping[str, str]) -> str:
         for group in comparison.groups
         for record in group.records
         for name in record.series
-        if name.startswith("train/loss") or name.startswith("val/")
+        if name.startswith(("train/loss", "val/"))
     )
     figures = "".join(_figure(comparison, letters, name, axis) for name in names for axis in _AXES)
     if not figures:
@@ -46,12 +46,12 @@ def _figure(comparison: Comparison, letters: Mapping[str, str], name: str, axis:
         return ""
     chart = curve_chart(curves, _AXES[axis], name.split("/", 1)[-1])
     key = "".join(
-        f'<span data-g="{at}"><svg class="key" viewBox="0 0 18 8"><line class="line s{at % 6} d{at // 6 % 4}" x1="0" '
-        f'x2="18" y1="4" y2="4"/></svg>{letters[group.label]}</span>'
+        f'<span data-g="{at}">{line_key(at)}{letters[group.label]}</span>'
         for at, group in enumerate(comparison.groups)
         if any(curve.group == at for curve in curves)
     )
-    return f'<figure class="over-{axis}"><figcaption>{escape(name)}</figcaption>{chart}<p class="legend">{key}</p></figure>'
+    body = f'<figcaption>{escape(name)}</figcaption>{chart}<p class="legend">{key}</p>'
+    return f'<figure class="over-{axis}">{body}</figure>'
 
 
 def _curves(at: int, group: Group, title: str, name: str, axis: str) -> list[Curve]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from mmexp.compare.charts import parallel_chart
 from mmexp.compare.comparison import Comparison, sign
 from mmexp.compare.importance import METHOD
+from mmexp.compare.parallel import Thread, parallel_chart
 from mmexp.compare.rows import figure, short
 
 _MIN_FACTORS, _MIN_RUNS = 3, 8
@@ -46,19 +46,23 @@ def _parallel(comparison: Comparison, letters: Mapping[str, str]) -> str:
     order = {one.name: at for at, one in enumerate(comparison.importance)}
     axes = sorted(factors, key=lambda factor: order.get(factor.name, len(order)))[:_MAX_AXES]
     shown = [at for at, group in enumerate(comparison.groups) if (comparison.main, group.label) in comparison.intervals]
-    if len(shown) < 2 or shown != list(range(len(shown))):  # ranked: those without the figure are the last
+    if len(shown) < 2:
         return ""
     labels = [comparison.groups[at].label for at in shown]
     means = [comparison.intervals[comparison.main, label].mean for label in labels]
     limit = sorted(means, reverse=sign(comparison.main) > 0)[max(int(len(means) * _STRONG) - 1, 0)]
-    chart = parallel_chart(
-        [factor.name for factor in axes],
-        [[factor.values[at] for factor in axes] for at in shown],
-        means,
-        short(comparison.main),
-        [sign(comparison.main) * mean >= sign(comparison.main) * limit for mean in means],
-        [f"{letters[label]} {label}: {figure(mean)}" for label, mean in zip(labels, means, strict=True)],
-    )
+    best = sign(comparison.main)
+    threads = [
+        Thread(
+            group=at,
+            title=f"{letters[label]} {label}: {figure(mean)}",
+            settings=[factor.values[at] for factor in axes],
+            value=mean,
+            is_strong=best * mean >= best * limit,
+        )
+        for at, label, mean in zip(shown, labels, means, strict=True)
+    ]
+    chart = parallel_chart([factor.name for factor in axes], threads, short(comparison.main))
     more = f", the {_MAX_AXES} most important of {len(factors)} settings" if len(factors) > _MAX_AXES else ""
     return (
         f'<h3>Settings and figure of each group{more}</h3><figure class="scroll">{chart}</figure>'

@@ -131,13 +131,16 @@ def line_of(row: Mapping[str, Any]) -> Line:
     return Line(
         score=float(score) if isinstance(score, int | float) else None,
         prediction=str(row.get("prediction") or ""),
-        box=tuple(box) if is_box(box) else None,
+        box=box_of(box),
     )
 
 
-def is_box(value: Any) -> bool:
-    """Whether it is four numbers."""
-    return isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(side, int | float) for side in value)
+def box_of(value: Any) -> tuple[float, ...] | None:
+    """Four numbers, else None."""
+    is_box = (
+        isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(side, int | float) for side in value)
+    )
+    return tuple(value) if is_box else None
 
 
 def _is_json(file: Path) -> bool:

@@ -98,6 +98,6 @@ def _restrict(shared: Shared, owners: Sequence[Record], answered: Sequence[Recor
     if not shared.keys:
         return f"{name}: runs answered different samples ({sizes} each) and share none, so it is not compared"
     return (
-        f"{name}: runs answered different samples ({sizes} each); compared on the {len(shared.keys):,} that all of them "
-        "answered, and only by the mean of their scores"
+        f"{name}: runs answered different samples ({sizes} each); compared on the {len(shared.keys):,} that all of "
+        "them answered, and only by the mean of their scores"
     )

@@ -105,13 +105,14 @@ def _hover(frame: Frame, series: Mapping[str, Points]) -> str:
     return "".join(strips)
 
 
+def line_key(index: int) -> str:
+    """A short piece of line number `index`, for legends."""
+    line = f'<line class="line s{index % 6} d{index // 6 % 4}" x1="0" x2="18" y1="4" y2="4"/>'
+    return f'<svg class="key" viewBox="0 0 18 8">{line}</svg>'
+
+
 def _legend(names: list[str]) -> str:
-    entries = (
-        f'<span><svg class="key" viewBox="0 0 18 8">'
-        f'<line class="line s{i % 6} d{i // 6 % 4}" x1="0" x2="18" y1="4" y2="4"/>'
-        f"</svg>{escape(name)}</span>"
-        for i, name in enumerate(names)
-    )
+    entries = (f"<span>{line_key(index)}{escape(name)}</span>" for index, name in enumerate(names))
     return f'<p class="legend">{"".join(entries)}</p>'
 
 
