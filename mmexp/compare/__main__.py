@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from mmexp.compare import (
@@ -57,13 +56,5 @@ def _writer(name: str) -> Callable[[Comparison, CompareConfig], str]:
     return WRITERS[suffix]
 
 
-def with_runs(args: Sequence[str]) -> list[str]:
-    """Words that are places become `runs=[...]`: `DIR DIR out=x.html` is what people type."""
-    flags = [arg for arg in args if arg.startswith("-") or "=" in arg]
-    places = [arg for arg in args if arg not in flags]
-    quoted = ",".join("'" + place.replace("\\", "\\\\").replace("'", "\\'") + "'" for place in places)
-    return [*flags, f"runs=[{quoted}]"] if places else flags
-
-
 if __name__ == "__main__":
-    launch(body, config_name="compare", module="mmexp.compare", argv=with_runs(sys.argv[1:]))
+    launch(body, config_name="compare", module="mmexp.compare", bare="runs")

@@ -9,7 +9,7 @@ from html import escape
 from mmexp.page.curves import HEIGHT, WIDTH, Frame, Points, grid, polyline, ticks
 
 _MAX_LETTERS = 12
-"""Of more points only those on the front have a letter."""
+"""Of more points only those on the front have a letter and an interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,9 @@ def curve_chart(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
 
 
 def pareto_chart(marks: Sequence[Mark], x_label: str, y_label: str, less_is_better: bool) -> str:
-    """Cost to the right, quality upwards; the front is joined by a line, its points are full and have their letter.
+    """Cost to the right, quality upwards; the front is joined by a line, its points are full.
 
-    Intervals are cut off at the frame.
+    Intervals are cut off at the frame. Of many points only those of the front have letters and intervals.
     """
     x_ticks = ticks(min(mark.x for mark in marks), max(mark.x for mark in marks), 4)
     low, high = min(mark.y for mark in marks), max(mark.y for mark in marks)
@@ -71,19 +71,19 @@ def pareto_chart(marks: Sequence[Mark], x_label: str, y_label: str, less_is_bett
         steps.append((mark.x, mark.y))
     path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in steps)
     body = f'<polyline class="front" points="{path}"/>' + "".join(
-        _mark(frame, mark, has_letter=mark.is_front or len(marks) <= _MAX_LETTERS) for mark in marks
+        _mark(frame, mark, is_detailed=mark.is_front or len(marks) <= _MAX_LETTERS) for mark in marks
     )
     better = "downwards" if less_is_better else "upwards"
     return _svg(grid(frame, x_ticks, y_ticks, x_label, y_label) + body, f"{y_label} against {x_label}, better {better}")
 
 
-def _mark(frame: Frame, mark: Mark, has_letter: bool) -> str:
+def _mark(frame: Frame, mark: Mark, is_detailed: bool) -> str:
     x, y = frame.x(mark.x), frame.y(mark.y)
     bar = ""
-    if mark.half is not None:
+    if mark.half is not None and is_detailed:
         low, high = (frame.y(_within(mark.y + side * mark.half, frame)) for side in (-1, 1))
         bar = f'<line class="line s{mark.group % 6} spread" x1="{x}" x2="{x}" y1="{low}" y2="{high}"/>'
-    letter = f'<text class="tick halo-text" x="{x + 8}" y="{y - 5}">{escape(mark.letter)}</text>' if has_letter else ""
+    letter = f'<text class="tick halo-text" x="{x + 8}" y="{y - 5}">{escape(mark.letter)}</text>' if is_detailed else ""
     kind = "full" if mark.is_front else "dot"
     return (
         f'<g data-g="{mark.group}"><title>{escape(mark.title)}</title>{bar}'
