@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -128,14 +129,21 @@ def browser(profile: Path) -> Iterator[Browser]:
              "--disable-background-networking", f"--user-data-dir={profile}", "--remote-debugging-pipe"]  # fmt: skip
     start = f'exec 3<&{from_us} 4>&{from_it}; exec "$@"'
     process = subprocess.Popen(
-        ["bash", "-c", start, "bash", program, *flags], pass_fds=(from_us, from_it), stderr=subprocess.DEVNULL
+        ["bash", "-c", start, "bash", program, *flags],
+        pass_fds=(from_us, from_it),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     os.close(from_us)
     os.close(from_it)
     try:
         yield Browser(process, to, of)
     finally:
-        process.kill()
-        process.wait()
+        os.write(to, json.dumps({"id": 0, "method": "Browser.close"}).encode() + b"\0")  # ends its children first
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         os.close(to)
         os.close(of)

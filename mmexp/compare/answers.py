@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmexp.compare.comparison import Comparison
-from mmexp.compare.record import Line, Record, box_of
+from mmexp.compare.record import Line, Record, target_box
 from mmexp.compare.shared import SampleKey, Shared
 from mmexp.page import data_uri, find_image, load_thumbnail
 
@@ -101,15 +101,13 @@ def _benchmark(
 def _sample(
     key: SampleKey, row: Mapping[str, Any], folder: Path | None, texts: _Table, pictures: _Pictures
 ) -> dict[str, Any]:
-    boxes = row.get("boxes")
-    box = boxes.get("target") if isinstance(boxes, Mapping) else None
     return {
         "id": key[0],
         "prompt": texts.place(str(row.get("prompt") or "")),
-        "target": texts.place(key[1]),
+        "target": texts.place(str(row.get("target") or "")),
         "type": str(row.get("type") or ""),
         "picture": pictures.place(row.get("image"), folder),
-        "box": box_of(box),
+        "box": target_box(row),
     }
 
 

@@ -55,6 +55,7 @@ class Comparison:
     differing: Sequence[str]
     """Config paths that are not the same in all groups."""
     factors: Sequence[Factor]
+    """What was varied among the groups with the main figure, which are the first ones."""
     importance: Sequence[Importance]
     samples: Mapping[str, Shared]
     """`split/benchmark` to the samples that all its runs answered."""
@@ -78,14 +79,12 @@ def compare(found: Found, metric: str | None = None, baseline: str | None = None
     records = [record for group in groups for record in group.records]
     samples, figures, notes = share_samples(records)
     primary, metrics = _metric_names(records, figures)
-    main = _chosen_metric(metric, primary, metrics)
+    main = _chosen_metric(metric, metrics) if metric is not None else _usual_metric(primary, groups, figures)
     intervals = _intervals(groups, figures, metrics)
     groups = _ranked(groups, intervals, main)
     reference = _reference(groups, baseline)
-    varied = factors([group.settings for group in groups])
-    scored = [
-        (record, at) for at, group in enumerate(groups) for record in group.records if main in figures[id(record)]
-    ]
+    ranked = [group for group in groups if (main, group.label) in intervals]
+    varied = factors([group.settings for group in ranked])
     return Comparison(
         groups=groups,
         metrics=metrics,
@@ -98,10 +97,7 @@ def compare(found: Found, metric: str | None = None, baseline: str | None = None
         costs={group.label: _mean_cost(group.records) for group in groups},
         differing=differing([group.settings for group in groups]),
         factors=varied,
-        importance=importances(
-            [figures[id(record)][main] for record, _ in scored],
-            {factor.name: [factor.values[at] for _, at in scored] for factor in varied},
-        ),
+        importance=_importances(ranked, varied, figures, main),
         samples=samples,
         notes=notes,
         left_out=[*found.left_out, *repeated],
@@ -131,12 +127,15 @@ def _metric_names(records: Sequence[Record], figures: Mapping[int, Mapping[str, 
     return primary, [*primary, *(name for name in everything if name not in primary)]
 
 
-def _chosen_metric(asked: str | None, primary: Sequence[str], metrics: Sequence[str]) -> str:
-    if asked is None:
-        if not primary:
-            raise ConfigError("the runs hold no figures", expected="results.json or metrics.jsonl", where="runs",
-                              fix="python -m mmexp.evaluate run=<run directory> evaluation=shapes_vqa")  # fmt: skip
-        return primary[0]
+def _usual_metric(primary: Sequence[str], groups: Sequence[Group], figures: Mapping[int, Mapping[str, float]]) -> str:
+    """The figure that most groups have, the first of several."""
+    if not primary:
+        raise ConfigError("the runs hold no figures", expected="results.json or metrics.jsonl", where="runs",
+                          fix="python -m mmexp.evaluate run=<run directory> evaluation=shapes_vqa")  # fmt: skip
+    return max(primary, key=lambda name: sum(name in figures[id(group.records[0])] for group in groups))
+
+
+def _chosen_metric(asked: str, metrics: Sequence[str]) -> str:
     matches = [name for name in metrics if name == asked] or [name for name in metrics if name.endswith(f"/{asked}")]
     if len(matches) != 1:
         shown = ", ".join(matches or [name for name in metrics if name.count("/") <= 2])
@@ -155,6 +154,16 @@ def _intervals(
             if values:
                 found[metric, group.label] = mean_interval(values)
     return found
+
+
+def _importances(
+    groups: Sequence[Group], varied: Sequence[Factor], figures: Mapping[int, Mapping[str, float]], main: str
+) -> list[Importance]:
+    scored = [(figures[id(record)][main], at) for at, group in enumerate(groups) for record in group.records
+              if main in figures[id(record)]]  # fmt: skip
+    return importances(
+        [value for value, _ in scored], {factor.name: [factor.values[at] for _, at in scored] for factor in varied}
+    )
 
 
 def _ranked(groups: Sequence[Group], intervals: Mapping[tuple[str, str], Interval], main: str) -> list[Group]:

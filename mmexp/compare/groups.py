@@ -11,6 +11,8 @@ from mmexp.compare.settings import Settings, differing, identity, shown
 
 _TARGET = "_target_"
 _MAX_LABEL_PARTS = 4
+_NOTHING = "default"
+"""Label of a group for which nothing was typed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,19 +89,26 @@ def _by_seed(records: list[Record]) -> list[Record]:
 
 
 def _labels(many: Sequence[Sequence[Record]]) -> list[str]:
-    """What was typed where that tells the groups apart, else the settings that differ."""
+    """What was typed where that tells the groups apart; where it does not, the settings that differ besides."""
     if len(many) == 1:
         return ["/".join(many[0][0].name.split("/")[:-1]) or many[0][0].name]
-    typed = _typed_labels([own[0].overrides for own in many])
-    if len(set(typed)) == len(typed):
-        return typed
-    varied = factors([own[0].settings for own in many])
-    labels = [_joined([f"{factor.name}={factor.values[at]}" for factor in varied]) for at in range(len(many))]
+    labels = _typed_labels([own[0].overrides for own in many])
+    for label in [label for label, count in Counter(labels).items() if count > 1]:
+        alike = [at for at, other in enumerate(labels) if other == label]
+        varied = factors([many[at][0].settings for at in alike])
+        for place, at in enumerate(alike):
+            beside = [f"{factor.name}={factor.values[place]}" for factor in varied]
+            labels[at] = _joined([*(label.split(" ") if label != _NOTHING else []), *beside], len(label.split(" ")) + 1)
+    return _numbered(labels)
+
+
+def _numbered(labels: Sequence[str]) -> list[str]:
     seen: Counter[str] = Counter()
-    for at, label in enumerate(labels):
+    found = []
+    for label in labels:
         seen[label] += 1
-        labels[at] = f"{label} ({seen[label]})" if seen[label] > 1 else label
-    return labels
+        found.append(f"{label} ({seen[label]})" if seen[label] > 1 else label)
+    return found
 
 
 def _typed_labels(many: Sequence[Sequence[str]]) -> list[str]:
@@ -108,6 +117,7 @@ def _typed_labels(many: Sequence[Sequence[str]]) -> list[str]:
     return [_joined([text for text in texts if everywhere[text] < len(own)]) for texts in own]
 
 
-def _joined(parts: Sequence[str]) -> str:
-    rest = len(parts) - _MAX_LABEL_PARTS
-    return " ".join([*parts[:_MAX_LABEL_PARTS], *([f"+{rest}"] if rest > 0 else [])]) or "default"
+def _joined(parts: Sequence[str], at_least: int = 0) -> str:
+    shown = max(_MAX_LABEL_PARTS, at_least)
+    rest = len(parts) - shown
+    return " ".join([*parts[:shown], *([f"+{rest}"] if rest > 0 else [])]) or _NOTHING

@@ -45,10 +45,7 @@ def _parallel(comparison: Comparison, letters: Mapping[str, str]) -> str:
         return ""
     order = {one.name: at for at, one in enumerate(comparison.importance)}
     axes = sorted(factors, key=lambda factor: order.get(factor.name, len(order)))[:_MAX_AXES]
-    shown = [at for at, group in enumerate(comparison.groups) if (comparison.main, group.label) in comparison.intervals]
-    if len(shown) < 2:
-        return ""
-    labels = [comparison.groups[at].label for at in shown]
+    labels = [group.label for group in comparison.groups[: len(factors[0].values)]]
     means = [comparison.intervals[comparison.main, label].mean for label in labels]
     limit = sorted(means, reverse=sign(comparison.main) > 0)[max(int(len(means) * _STRONG) - 1, 0)]
     best = sign(comparison.main)
@@ -60,7 +57,7 @@ def _parallel(comparison: Comparison, letters: Mapping[str, str]) -> str:
             value=mean,
             is_strong=best * mean >= best * limit,
         )
-        for at, label, mean in zip(shown, labels, means, strict=True)
+        for at, (label, mean) in enumerate(zip(labels, means, strict=True))
     ]
     chart = parallel_chart([factor.name for factor in axes], threads, short(comparison.main))
     more = f", the {_MAX_AXES} most important of {len(factors)} settings" if len(factors) > _MAX_AXES else ""

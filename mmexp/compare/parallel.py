@@ -9,7 +9,7 @@ from html import escape
 
 from mmexp.page.curves import compact, ticks
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1000, 360, 50, 70, 50, 20
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1000, 376, 50, 70, 66, 20
 _MAX_LEVELS = 8
 """Numbers with more values than this stand on a scale; otherwise each has a place of its own."""
 _NARROW = 200
@@ -104,7 +104,7 @@ def _drawn(axis: _Axis, at: int, count: int, gap: float) -> str:
     )
     anchor = "start" if at == 0 else "end" if at == count - 1 else "middle"
     x = {"start": 10, "end": _WIDTH - 4}.get(anchor, axis.x)
-    y = 16 + (16 * (at % 2) if gap < _NARROW else 8)
+    y = 14 if gap < _NARROW and at == count - 1 else 46 - (16 * (at % 2) if gap < _NARROW else 0)
     name = f'<text class="axis name" x="{x}" y="{y}" text-anchor="{anchor}">{escape(_cut(axis.name, 40))}</text>'
     return f'<line class="rule" x1="{axis.x}" x2="{axis.x}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>{text}{name}'
 

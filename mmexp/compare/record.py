@@ -67,7 +67,7 @@ class Record:
     series: Series
     cost: Cost
     predictions: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]]
-    """`split/benchmark` to the lines of its predictions by (sample id, target)."""
+    """`split/benchmark` to the lines of its predictions by (sample id, what its target is)."""
 
 
 def record_of_folder(folder: Path) -> Record:
@@ -126,17 +126,21 @@ def record_of(run: Run, config: Mapping[str, Any], overrides: Sequence[str], fol
 def line_of(row: Mapping[str, Any]) -> Line:
     """An answer out of a line of a predictions file."""
     score = row.get("score")
-    boxes = row.get("boxes")
-    box = boxes.get("predicted") if isinstance(boxes, Mapping) else None
     return Line(
         score=float(score) if isinstance(score, int | float) else None,
         prediction=str(row.get("prediction") or ""),
-        box=box_of(box),
+        box=_box(row, "predicted"),
     )
 
 
-def box_of(value: Any) -> tuple[float, ...] | None:
-    """Four numbers, else None."""
+def target_box(row: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """The true box of a line of a predictions file, as shares of the picture; None where there is none."""
+    return _box(row, "target")
+
+
+def _box(row: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
+    boxes = row.get("boxes")
+    value = boxes.get(name) if isinstance(boxes, Mapping) else None
     is_box = (
         isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(side, int | float) for side in value)
     )
@@ -165,11 +169,15 @@ def _metrics(results: Results) -> dict[str, float]:
 
 
 def _by_sample(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """Lines by id and target: one id with two targets is two samples, of two worlds for example."""
+    """Lines by id and target: one id with two targets is two samples, of two worlds for example.
+
+    A target box counts as a box, since every template writes it in its own way.
+    """
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in rows:
         name, repeat = str(row.get("id")), 1
-        target = str(row.get("target") or "")
+        box = target_box(row)
+        target = str(row.get("target") or "") if box is None else str([round(side, 2) for side in box])
         while (name, target) in found:
             repeat += 1
             name = f"{row.get('id')} ({repeat})"

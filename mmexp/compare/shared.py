@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mmexp.compare.record import Line, Record, line_of
 
 SampleKey = tuple[str, str]
-"""Sample id and target."""
+"""Sample id, and what tells its target from others."""
 
 
 @dataclass(frozen=True, kw_only=True)

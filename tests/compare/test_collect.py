@@ -179,3 +179,21 @@ def test_a_run_without_benchmarks_is_ranked_by_its_loss(tmp_path: Path) -> None:
     comparison = compare(load_folders([str(tmp_path)]))
     assert comparison.main == "train/loss"
     assert comparison.groups[0].label == "connector.depth=2"
+
+
+def test_what_was_typed_alike_is_told_apart_by_settings(tmp_path: Path) -> None:
+    for at, lr in enumerate((0.1, 0.2)):
+        stage = CONFIG["stage"] | {"lr": lr}
+        make_run(tmp_path / f"a{at}", config={"stage": stage}, overrides=["recipe=llava15"])
+    make_run(tmp_path / "b", config=MLP2X, overrides=["recipe=blip2"])
+    labels = {group.label for group in compare(load_folders([str(tmp_path)])).groups}
+    assert labels == {"recipe=llava15 stage.lr=0.1", "recipe=llava15 stage.lr=0.2", "recipe=blip2"}
+
+
+def test_the_figure_that_most_groups_have_ranks(tmp_path: Path) -> None:
+    for at in range(3):
+        config = {"connector": {"_target_": "mmexp.connector.MlpConfig", "depth": at}}
+        run = make_run(tmp_path / f"a{at}", config=config)
+        if at == 0:
+            (run / "results.json").write_text(json.dumps({"heldout": {"retrieval": {"recall_1": 0.5}}}))
+    assert compare(load_folders([str(tmp_path)])).main == "heldout/vqa/exact_match"

@@ -91,3 +91,17 @@ def test_the_front_of_cost_and_quality(tmp_path: Path) -> None:
         config = {"connector": {"_target_": "mmexp.connector.MlpConfig", "depth": depth}}
         make_run(tmp_path / name, scores=scores, config=config, step_s=step_s)
     assert front(_compared(tmp_path), "train_s") == {"connector.depth=1", "connector.depth=2"}
+
+
+def test_a_box_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    for name, config, written in (("a", {}, "[{}, 0.5, 0.6, 0.7]"), ("b", MLP2X, "<box>({},500),(600,700)</box>")):
+        run = make_run(tmp_path / name, config=config)
+        file = run / "predictions" / "heldout_vqa.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        for at, line in enumerate(lines):
+            line["target"] = written.format(at)
+            line["boxes"] = {"target": [at / 10 + (1e-4 if name == "a" else 0), 0.5, 0.6, 0.7], "predicted": None}
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    comparison = _compared(tmp_path)
+    assert comparison.notes == []
+    assert len(comparison.samples["heldout/vqa"].keys) == 4
