@@ -17,7 +17,7 @@ from mmexp.compare import (
     terminal_tables,
 )
 from mmexp.config import CompareConfig, Invocation, check_own, launch
-from mmexp.errors import ConfigError
+from mmexp.errors import ConfigError, DataError
 
 WRITERS: dict[str, Callable[[Comparison, CompareConfig], str]] = {
     ".html": lambda comparison, cfg: page_html(comparison, cfg.max_samples),
@@ -43,8 +43,7 @@ def body(invocation: Invocation) -> None:
     for name, reason in comparison.left_out:
         console.print(f"left out  {name}: {reason}", markup=False, soft_wrap=True)
     for path, write in outs:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(write(comparison, cfg), encoding="utf-8")
+        _save(path, write(comparison, cfg))
         console.print(f"wrote  {path}", markup=False, soft_wrap=True)
 
 
@@ -54,6 +53,14 @@ def _writer(name: str) -> Callable[[Comparison, CompareConfig], str]:
         raise ConfigError(f"{name!r} ends in {suffix or 'nothing'}", expected=f"one of {', '.join(WRITERS)}",
                           where="out", fix=f"out={Path(name).stem or 'compare'}.html")  # fmt: skip
     return WRITERS[suffix]
+
+
+def _save(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror}", where=str(path), fix="out=<another file>") from error
 
 
 if __name__ == "__main__":

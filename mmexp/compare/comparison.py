@@ -110,13 +110,16 @@ def sign(metric: str) -> int:
 
 
 def front(comparison: Comparison, cost: str) -> set[str]:
-    """Labels on the Pareto front of a cost (a field of `Cost`) and the main metric."""
+    """Labels on the Pareto front of a cost (a field of `Cost`) and the main metric.
+
+    Costs count to three digits: logs are rounded, and a difference below that decides nothing.
+    """
     points = {}
     for group in comparison.groups:
         interval = comparison.intervals.get((comparison.main, group.label))
         value = getattr(comparison.costs[group.label], cost)
         if interval is not None and value is not None:
-            points[group.label] = (value, sign(comparison.main) * interval.mean)
+            points[group.label] = (float(f"{value:.3g}"), sign(comparison.main) * interval.mean)
     return pareto_front(points)
 
 

@@ -45,9 +45,7 @@ def group_records(records: Sequence[Record]) -> tuple[list[Group], list[tuple[st
         seeds = by_settings.setdefault(identity(record.settings), {})
         before = seeds.get(record.seed)
         if before is not None:
-            left_out.append(
-                (before.name, f"{record.name} has the same settings and seed, and is newer or further down")
-            )
+            left_out.append((before.name, f"same settings and seed as {record.name}, which is taken"))
         seeds[record.seed] = record
     many = [_by_seed(list(seeds.values())) for seeds in by_settings.values()]
     return [Group(label=label, records=own) for label, own in zip(_labels(many), many, strict=True)], left_out

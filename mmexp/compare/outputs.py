@@ -134,7 +134,7 @@ def csv_text(comparison: Comparison) -> str:
 def _table(left: Sequence[str], right: Sequence[str]) -> Table:
     table = Table(header_style="bold")
     for name in left:
-        table.add_column(Text(name), overflow="fold")
+        table.add_column(Text(name), overflow="fold", min_width=24 if name == "runs" else None)
     for name in right:
         table.add_column(Text(name, justify="right"), justify="right", overflow="fold")
     return table

@@ -25,6 +25,10 @@
     const node = event.target.closest("[data-g]");
     if (node) focus(node.dataset.g);
   });
+  for (const row of document.querySelectorAll("tr[data-g]")) {
+    row.tabIndex = 0;
+    row.addEventListener("keydown", (event) => { if (event.key === "Enter") focus(row.dataset.g); });
+  }
   get("reset").addEventListener("click", () => focus(state.focus));
   for (const radio of document.querySelectorAll("input[name=axis]")) {
     radio.addEventListener("change", () => { get("curves").className = `by-${radio.value}`; });

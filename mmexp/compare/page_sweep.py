@@ -12,7 +12,7 @@ from mmexp.compare.rows import figure, short
 
 _MIN_FACTORS, _MIN_RUNS = 3, 8
 """Parallel coordinates are drawn from so many varied settings or so many runs on."""
-_MAX_AXES = 8
+_MAX_AXES, _MAX_BARS = 8, 12
 _STRONG = 0.25
 """Share of the groups that is drawn in front: the best ones."""
 
@@ -30,10 +30,12 @@ def _importance(comparison: Comparison) -> str:
     bars = "".join(
         f'<div class="bar"><span>{escape(one.name)}</span><i><u style="width:{one.share:.1%}"></u>'
         f'<s style="left:{min(one.by_chance, 1):.1%}"></s></i><b>{one.share:.2f}, chance {one.by_chance:.2f}</b></div>'
-        for one in comparison.importance
+        for one in comparison.importance[:_MAX_BARS]
     )
+    more = len(comparison.importance) - _MAX_BARS
+    rest = f", {more} less important settings left out" if more > 0 else ""
     return (
-        f"<h3>Share of the variance of {escape(short(comparison.main))}</h3>"
+        f"<h3>Share of the variance of {escape(short(comparison.main))}{rest}</h3>"
         f'<figure class="bars">{bars}</figure><p class="legend">{escape(METHOD)} The upright mark is chance.</p>'
     )
 

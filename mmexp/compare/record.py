@@ -141,10 +141,9 @@ def target_box(row: Mapping[str, Any]) -> tuple[float, ...] | None:
 def _box(row: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
     boxes = row.get("boxes")
     value = boxes.get(name) if isinstance(boxes, Mapping) else None
-    is_box = (
-        isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(side, int | float) for side in value)
-    )
-    return tuple(value) if is_box else None
+    if not isinstance(value, list | tuple) or len(value) != 4 or not all(isinstance(v, int | float) for v in value):
+        return None
+    return tuple(map(float, value))
 
 
 def _is_json(file: Path) -> bool:

@@ -79,24 +79,25 @@ def _settings(config: Mapping[str, Any], folder: Path | None, depth: int) -> dic
         ((str(place), name) for name, place in (paths.items() if isinstance(paths, Mapping) else ()) if place),
         key=lambda pair: -len(pair[0]),
     )
-    flat = {key: _placed(value, places) for key, value in _leaves(config) if key != _SEED and not _is_left_out(key)}
-    start = flat.get(_START)
+    leaves = dict(_leaves(config))
+    flat = {key: _placed(value, places) for key, value in leaves.items() if key != _SEED and not _is_left_out(key)}
+    start = leaves.get(_START)
     if start is not None and depth < _LONGEST_LINEAGE:
         given = start if isinstance(start, list) else [start]
-        flat[_START] = ", ".join(_origin(str(one), folder, depth) for one in given)
+        flat[_START] = ", ".join(_origin(str(one), folder, depth) or _placed(str(one), places) for one in given)
     return flat
 
 
-def _origin(place: str, folder: Path | None, depth: int) -> str:
-    """A run that is still here as name, stage and a digest of its settings; anything else as it was given."""
-    bases = [Path.cwd(), *(folder.resolve().parents if folder else ())]
+def _origin(place: str, folder: Path | None, depth: int) -> str | None:
+    """A run that is still here as name, stage and a digest of its settings; None for anything else."""
+    bases = [*(folder.resolve().parents if folder else ()), Path.cwd()]
     found = next((base / place for base in bases if (base / place / "config.yaml").is_file()), None)
     if found is None:
-        return place
+        return None
     try:
         config = read_config(found / "config.yaml")
     except ValueError:
-        return place
+        return None
     digest = hashlib.sha256(identity(_settings(config, found, depth + 1)).encode()).hexdigest()[:6]
     stage = config.get("stage")
     name = stage.get("name") if isinstance(stage, Mapping) else None

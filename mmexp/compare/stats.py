@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_RESAMPLES = 10_000
-_CHUNK = 1000
-"""Resamples drawn at once, so that memory stays small for any number of samples."""
+_MAX_DRAWN = 4_000_000
+"""Counts drawn at once, so that memory stays small for any number of samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,12 @@ def bootstrap(differences: NDArray[np.float64], seed: int = 0) -> list[Differenc
     size = len(differences)
     generator = np.random.default_rng(seed)
     even = np.full(size, 1 / size)
+    chunk = max(1, min(NUM_RESAMPLES, _MAX_DRAWN // size))
     means = np.concatenate(
-        [generator.multinomial(size, even, _CHUNK) @ differences / size for _ in range(NUM_RESAMPLES // _CHUNK)]
+        [
+            generator.multinomial(size, even, min(chunk, NUM_RESAMPLES - done)) @ differences / size
+            for done in range(0, NUM_RESAMPLES, chunk)
+        ]
     )
     low, high = np.percentile(means, (2.5, 97.5), axis=0)
     tolerance = 1e-12 * np.abs(differences).max(initial=1.0)  # sums of equal numbers differ in their last bits

@@ -141,10 +141,12 @@ def test_a_repeated_seed_is_left_out(tmp_path: Path) -> None:
     assert "same settings and seed" in comparison.left_out[0][1]
 
 
-def test_stages_after_different_parents_are_different(tmp_path: Path) -> None:
+@pytest.mark.parametrize("relative", [True, False])
+def test_stages_after_different_parents_are_different(tmp_path: Path, relative: bool) -> None:
     for at, parent in enumerate([{}, {}, MLP2X]):
-        start = make_run(tmp_path / f"start{at}", seed=at, config=parent)
-        stage = CONFIG["stage"] | {"name": "instruct", "init_from": str(start)}
+        start = make_run(tmp_path / "outputs" / f"start{at}", seed=at, config=parent)
+        place = f"outputs/start{at}" if relative else str(start)
+        stage = CONFIG["stage"] | {"name": "instruct", "init_from": place}
         make_run(tmp_path / "ends" / f"end{at}", seed=at, config={"stage": stage})
     comparison = compare(load_folders([str(tmp_path / "ends")]))
     assert sorted(len(group.records) for group in comparison.groups) == [1, 2]

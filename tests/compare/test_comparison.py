@@ -87,7 +87,12 @@ def test_no_scores_and_no_predictions_are_said(tmp_path: Path) -> None:
 
 
 def test_the_front_of_cost_and_quality(tmp_path: Path) -> None:
-    for name, depth, scores, step_s in (("a", 1, [1, 0, 0], 0.1), ("b", 2, [1, 1, 0], 0.2), ("c", 3, [1, 0, 0], 0.3)):
+    for name, depth, scores, step_s in (
+        ("a", 1, [1, 0, 0], 0.1),
+        ("b", 2, [1, 1, 0], 0.2),
+        ("c", 3, [1, 0, 0], 0.3),
+        ("d", 4, [0, 0, 0], 0.09999),
+    ):
         config = {"connector": {"_target_": "mmexp.connector.MlpConfig", "depth": depth}}
         make_run(tmp_path / name, scores=scores, config=config, step_s=step_s)
     assert front(_compared(tmp_path), "train_s") == {"connector.depth=1", "connector.depth=2"}

@@ -63,6 +63,13 @@ def test_pairs_are_tested_on_the_same_draws() -> None:
     assert (beside[0].low, beside[0].high) == pytest.approx((-beside[1].high, -beside[1].low))
 
 
+def test_bootstrap_of_many_samples_is_drawn_in_pieces() -> None:
+    (found,) = bootstrap(np.tile([1.0, 0.0], 3000)[:, None])
+    assert (found.low, found.high) == pytest.approx(
+        (0.5 - 1.96 * 0.5 / 6000**0.5, 0.5 + 1.96 * 0.5 / 6000**0.5), abs=1e-3
+    )
+
+
 def test_holm_by_hand() -> None:
     assert holm({"a": 0.04, "b": 0.01, "c": 0.03}) == pytest.approx({"b": 0.03, "c": 0.06, "a": 0.06})
     assert holm({"a": 0.9, "b": 0.6}) == {"b": 1.0, "a": 1.0}
