@@ -16,12 +16,14 @@ BELOW_4 = LINE_1 | LINE_2 | {"model", "data"}
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(LINE_1, LINE_1),
     **dict.fromkeys(LINE_2, LINE_1),
+    "page": LINE_1,
     "model": LINE_1 | LINE_2,
     "data": LINE_1 | {"prompt"},
     **dict.fromkeys(LINE_4, BELOW_4),
     "engine": BELOW_4 | LINE_4,
     "sizing": BELOW_4,
-    **dict.fromkeys(("config", "shapes", "report"), LINE_1),
+    **dict.fromkeys(("config", "shapes"), LINE_1),
+    **dict.fromkeys(("report", "compare"), LINE_1 | {"page"}),
 }
 """Room -> what it may import besides itself. A module of the package that is no room is an entry point, and so is the
 `__main__.py` of a room that is also a command."""

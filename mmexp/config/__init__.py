@@ -7,6 +7,7 @@ from mmexp.config.paths import conf_dir, parts_dir
 from mmexp.config.redact import localize, redact, redact_overrides, redact_text
 from mmexp.config.spine import (
     ChatConfig,
+    CompareConfig,
     DataCaptionConfig,
     DataCheckConfig,
     DataConvertConfig,
@@ -22,6 +23,7 @@ from mmexp.config.spine import (
 __all__ = [
     "ChatConfig",
     "Checked",
+    "CompareConfig",
     "DataCaptionConfig",
     "DataCheckConfig",
     "DataConvertConfig",

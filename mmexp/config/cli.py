@@ -70,7 +70,11 @@ class Invocation:
 
 
 def launch(
-    body: Callable[[Invocation], None], config_name: str, module: str, argv: Sequence[str] | None = None
+    body: Callable[[Invocation], None],
+    config_name: str,
+    module: str,
+    argv: Sequence[str] | None = None,
+    bare: str | None = None,
 ) -> None:
     """Composes `config_name` with the command line and calls `body`; never shows a traceback for a user's mistake.
 
@@ -79,12 +83,13 @@ def launch(
         config_name: Primary configuration, e.g. `train`.
         module: What `python -m` runs; a sweep starts each job with it.
         argv: Arguments; None takes the process's own.
+        bare: Key of a list that words without `=` belong to.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # lengths change with every step, and with them what is asked for
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
-        _launch(body, config_name, module, args)
+        _launch(body, config_name, module, args if bare is None else gather(args, bare))
     except MmexpError as error:
         _stop(f"{type(error).__name__}: {error}", USER_MISTAKE)
     except (HydraException, OmegaConfBaseException) as error:
@@ -97,6 +102,23 @@ def launch(
         if error.errno != errno.ENOSPC:
             raise
         _stop(f"DataError: no space left on the disk: {error}\n  try: make room, then the same command", USER_MISTAKE)
+
+
+def gather(args: Sequence[str], key: str) -> list[str]:
+    """Words that are neither flag nor override become one override: `a b out=c` -> `out=c key=['a','b']`.
+
+    Raises:
+        ConfigError: the key is given as well.
+    """
+    words = get_args_parser().parse_intermixed_args(list(args)).overrides
+    bare = [word for word in words if "=" not in word and not word.startswith("~")]
+    if not bare:
+        return list(args)
+    if any(word.split("=")[0] == key for word in words):
+        raise ConfigError(f"both {bare[0]!r} and {key}= are given", expected="one of them", where="command line",
+                          fix=f"{key}=[{bare[0]},...]")  # fmt: skip
+    quoted = ("'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'" for word in bare)
+    return [*(arg for arg in args if arg not in bare), f"{key}=[{','.join(quoted)}]"]
 
 
 def compose(config_name: str, overrides: Sequence[str], config_dir: str | None = None) -> Invocation:

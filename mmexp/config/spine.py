@@ -390,3 +390,45 @@ class ExportConfig:
     """A whole model with adapters folded in, or the LLM's adapter alone in peft's format."""
     image: str | None = None
     """A picture of yours to compare the two models on, besides the built-in ones and those of the run's data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """What `mmexp.compare` takes."""
+
+    runs: str | tuple[str, ...] = ()
+    """Run directories, sweeps, folders with runs below, or globs."""
+    wandb: str | None = None
+    """W&B project, `entity/project`, in place of `runs`."""
+    group: str | None = None
+    """Only runs of this W&B group."""
+    out: str | tuple[str, ...] = ()
+    """Files to write: .html, .md, .tex, .csv."""
+    metric: str | None = None
+    """The figure that ranks, its whole name or its end; null takes the first of the first benchmark."""
+    baseline: str | None = None
+    """What the other runs are tested against: a group's label, or part of it; null takes the best."""
+    max_samples: int = 500
+    """Samples of each benchmark that the page shows."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for no source, for two, and for no sample."""
+        if not self.places and self.wandb is None:
+            raise ConfigError("nothing to compare", expected="run directories, or a W&B project", where="runs",
+                              fix="python -m mmexp.compare outputs/<name>/<stage> out=compare.html")  # fmt: skip
+        if self.places and self.wandb is not None:
+            raise ConfigError("both runs and wandb are given", expected="one of them", where="wandb")
+        if self.group is not None and self.wandb is None:
+            raise ConfigError("a group without a W&B project", expected="wandb=entity/project", where="group")
+        if self.max_samples < 1:
+            raise ConfigError(f"{self.max_samples}", expected="at least 1", where="max_samples")
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """`runs`, one or many."""
+        return (self.runs,) if isinstance(self.runs, str) else self.runs
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """`out`, one or many."""
+        return (self.out,) if isinstance(self.out, str) else self.out

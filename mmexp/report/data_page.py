@@ -8,10 +8,9 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from mmexp.report.samples import data_uri, load_thumbnail
+from mmexp.page import STYLE, data_uri, load_thumbnail
 
 _TEMPLATE = Path(__file__).with_name("data.html")
-_STYLE = Path(__file__).with_name("style.css")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ def write_data_page(
         histograms: Per title the count of each range.
     """
     html = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        style=_STYLE.read_text(encoding="utf-8"),
+        style=STYLE.read_text(encoding="utf-8"),
         title=escape(title),
         verdict=_verdict(kinds),
         tiles=_tiles(facts),

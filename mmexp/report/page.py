@@ -10,14 +10,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from mmexp.report.curves import Points, line_chart
+from mmexp.page import BASELINES, STYLE, Points, Run, find_image, line_chart, load_run, primary_metric
 from mmexp.report.entries import Entry
-from mmexp.report.read import BASELINES, Run, find_image, load_run, primary_metric
 from mmexp.report.samples import entry_html, load_groups
 from mmexp.report.sheet import contact_sheet
 
 _TEMPLATE = Path(__file__).with_name("page.html")
-_STYLE = Path(__file__).with_name("style.css")
 _NUM_TILES = 12
 
 
@@ -34,7 +32,7 @@ def write_report(run_dir: Path) -> Path:
     name, stage = (str(run.manifest.get(key) or "") for key in ("name", "stage"))
     evaluate = shlex.join(["python", "-m", "mmexp.evaluate", f"run={_near(run_dir)}"])
     html = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        style=_STYLE.read_text(encoding="utf-8"),
+        style=STYLE.read_text(encoding="utf-8"),
         title=escape(" / ".join(filter(None, (name, stage, run_dir.name)))),
         heading=escape(" / ".join(filter(None, (name, stage))) or run_dir.name),
         status=_status(run),

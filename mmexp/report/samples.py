@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from mmexp.page import Run, data_uri, find_image, load_thumbnail
 from mmexp.report.entries import Box, Entry
-from mmexp.report.read import Run, find_image
-
-_THUMBNAIL_PX = 320
-_MAX_PIXELS = 64_000_000
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 def pick(lines: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
@@ -91,18 +83,6 @@ def entry_html(entry: Entry) -> str:
     return f'<article class="card">{picture}<header>{kind}{verdict}</header>{prompt}<dl>{facts}</dl></article>'
 
 
-def data_uri(image: Image.Image) -> str:
-    """The image inside the page: PNG when small and drawn, JPEG when large."""
-    data = BytesIO()
-    if max(image.size) <= 160:
-        image.save(data, "PNG", optimize=True)
-        kind = "png"
-    else:
-        image.save(data, "JPEG", quality=82)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
-
-
 def _box_svg(box: Box | None, name: str) -> str:
     if box is None:
         return ""
@@ -117,20 +97,6 @@ def _spread(lines: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str,
     if count < 2:
         return list(lines[:count])
     return [lines[round(index * (len(lines) - 1) / (count - 1))] for index in range(count)]
-
-
-def load_thumbnail(path: Path | None) -> Image.Image | None:
-    """At most `_THUMBNAIL_PX` wide and high. A file that cannot be read shows as missing: the report goes on."""
-    if path is None:
-        return None
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                return None
-            image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-            return image.convert("RGB")
-    except Exception:  # decoders of foreign bytes raise nearly anything: SyntaxError, struct.error, ...
-        return None
 
 
 def _box(value: Any) -> Box | None:

@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from mmexp.page import BASELINES, Results, primary_metric
 from mmexp.report.entries import Piece
-from mmexp.report.read import BASELINES, Results, primary_metric
 
 
 def results_table(results: Results, title: str = "results") -> Table:

@@ -204,3 +204,10 @@ def test_memory_of_a_gpu_can_grow_unless_the_user_decided(own: dict[str, str], m
     launch(lambda invocation: None, "train", "mmexp.train", [])
     found = {name: os.environ[name] for name in names if name in os.environ}
     assert found == (own or {"PYTORCH_ALLOC_CONF": "expandable_segments:True"})
+
+
+def test_bare_words_become_one_override() -> None:
+    assert cli.gather(["x=1", "--cfg", "job"], "runs") == ["x=1", "--cfg", "job"]
+    assert cli.gather(["a", "out=y", "it's b"], "runs") == ["out=y", "runs=['a','it\\'s b']"]
+    with pytest.raises(ConfigError, match="both 'a' and runs="):
+        cli.gather(["a", "runs=b"], "runs")

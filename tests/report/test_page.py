@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mmexp.page import load_run
 from mmexp.report import write_report
 from mmexp.report.page import chat_command
-from mmexp.report.read import load_run
 
 EVIL = '<script>alert("x")</script>&'
 VOID = {"meta", "img", "line", "rect", "circle", "polyline"}

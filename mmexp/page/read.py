@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ def load_run(path: Path) -> Run:
     return Run(
         path=path,
         manifest=_mapping(path / "manifest.json"),
-        results=_results(_mapping(path / "results.json")),
-        series=_series(_json_lines(path / "metrics.jsonl")),
+        results=results_of(_mapping(path / "results.json")),
+        series=series_of(_json_lines(path / "metrics.jsonl")),
         predictions={stem: rows for stem, rows in lines.items() if rows},
         config=_text(path / "config.yaml"),
         overrides=_text(path / "overrides.txt"),
@@ -84,7 +84,9 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _results(value: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+def results_of(value: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """The finite numbers of {split: {benchmark: {metric: value}}}."""
+
     def numbers(metrics: Any) -> dict[str, float]:
         return (
             {key: number for key, number in metrics.items() if _is_finite(number)} if isinstance(metrics, dict) else {}
@@ -94,7 +96,7 @@ def _results(value: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]
     return {split: {name: numbers(metrics) for name, metrics in group.items()} for split, group in splits.items()}
 
 
-def _series(rows: list[dict[str, Any]]) -> Series:
+def series_of(rows: Iterable[Mapping[str, Any]]) -> Series:
     """Per metric its points. A step that was logged again after a resume counts as logged last."""
     points: dict[str, dict[int, float]] = {}
     for row in rows:

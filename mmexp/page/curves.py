@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
-Points = Sequence[tuple[int, float]]
+Points = Sequence[tuple[float, float]]
+"""x (a step where nothing else is said) and value, x rising."""
 
-_WIDTH, _HEIGHT = 400, 236
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 18, 12, 40
+WIDTH, HEIGHT = 400, 236
+LEFT, RIGHT, TOP, BOTTOM = 70, 18, 12, 40
 _MAX_POINTS = 160
 
 
@@ -22,54 +23,57 @@ def line_chart(series: Mapping[str, Points], y_label: str, smooth: bool = False)
         y_label: Name and unit of the vertical axis.
         smooth: Draws a running mean over the raw line, for a noisy single series.
     """
-    series = {name: _thin(points) for name, points in series.items()}
+    series = {name: thin(points) for name, points in series.items()}
     everything = [point for points in series.values() for point in points]
     first, last = min(step for step, _ in everything), max(step for step, _ in everything)
-    x_ticks = [tick for tick in _ticks(first, last, 5) if tick == int(tick) and first <= tick <= last]
-    y_ticks = _ticks(min(0.0, *(value for _, value in everything)), max(value for _, value in everything), 4)
-    frame = _Frame(first, max(last, first + 1), y_ticks[0], y_ticks[-1])
-    body = [_grid(frame, x_ticks, y_ticks, y_label)]
+    x_ticks = [tick for tick in ticks(first, last, 5) if tick == int(tick) and first <= tick <= last]
+    y_ticks = ticks(min(0.0, *(value for _, value in everything)), max(value for _, value in everything), 4)
+    frame = Frame(first, max(last, first + 1), y_ticks[0], y_ticks[-1])
+    body = [grid(frame, x_ticks, y_ticks, "step", y_label)]
     for index, (_, points) in enumerate(series.items()):
         if smooth and len(points) >= 20:
-            body += [_line(frame, points, index, "raw"), _line(frame, _running_mean(points), index)]
+            body += [polyline(frame, points, index, "raw"), polyline(frame, running_mean(points), index)]
         else:
-            body += [_line(frame, points, index)]
+            body += [polyline(frame, points, index)]
         if len(points) == 1:
             body.append(
                 f'<circle class="s{index % 6} dot" cx="{frame.x(points[0][0])}" cy="{frame.y(points[0][1])}" r="4"/>'
             )
     body.append(_hover(frame, series))
     label = escape(f"{y_label} over steps {first} to {last}")
-    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(body)}</svg>'
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(body)}</svg>'
     return svg + (_legend(list(series)) if len(series) > 1 else "")
 
 
-class _Frame:
+class Frame:
     """From data to pixels."""
 
     def __init__(self, x0: float, x1: float, y0: float, y1: float) -> None:
         self.x0, self.x1, self.y0, self.y1 = x0, x1, y0, y1
 
     def x(self, value: float) -> float:
-        return round(_LEFT + (value - self.x0) / (self.x1 - self.x0) * (_WIDTH - _LEFT - _RIGHT), 1)
+        return round(LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT), 1)
 
     def y(self, value: float) -> float:
-        return round(_HEIGHT - _BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (_HEIGHT - _TOP - _BOTTOM), 1)
+        return round(HEIGHT - BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def _grid(frame: _Frame, x_ticks: list[float], y_ticks: list[float], y_label: str) -> str:
-    right, floor = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+def grid(frame: Frame, x_ticks: list[float], y_ticks: list[float], x_label: str, y_label: str) -> str:
+    """Rules, numbers and names of both axes."""
+    right, floor = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
     for tick in y_ticks:
         y = frame.y(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{compact(tick)}</text>')
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{compact(tick)}</text>')
     for tick in x_ticks:
         parts.append(
             f'<text class="tick" x="{frame.x(tick)}" y="{floor + 16}" text-anchor="middle">{compact(tick)}</text>'
         )
-    middle = (_TOP + floor) / 2
-    parts.append(f'<text class="axis" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">step</text>')
+    middle = (TOP + floor) / 2
+    parts.append(
+        f'<text class="axis" x="{(LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     parts.append(
         f'<text class="axis" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
         f"{escape(y_label)}</text>"
@@ -77,14 +81,15 @@ def _grid(frame: _Frame, x_ticks: list[float], y_ticks: list[float], y_label: st
     return "".join(parts)
 
 
-def _line(frame: _Frame, points: Points, index: int, extra: str = "") -> str:
+def polyline(frame: Frame, points: Points, index: int, extra: str = "") -> str:
+    """A line in the colour and dashes of its place among the others; `extra` are further classes."""
     path = " ".join(f"{frame.x(step)},{frame.y(value)}" for step, value in points)
-    return f'<polyline class="line s{index % 6} d{index // 6 % 2} {extra}" points="{path}"/>'
+    return f'<polyline class="line s{index % 6} d{index // 6 % 4} {extra}" points="{path}"/>'
 
 
-def _hover(frame: _Frame, series: Mapping[str, Points]) -> str:
+def _hover(frame: Frame, series: Mapping[str, Points]) -> str:
     """Strips that show step and values under the pointer; no script needed."""
-    values: dict[int, list[str]] = {}
+    values: dict[float, list[str]] = {}
     for name, points in series.items():
         for step, value in points:
             values.setdefault(step, []).append(f"{name} {value:.4g}")
@@ -94,32 +99,33 @@ def _hover(frame: _Frame, series: Mapping[str, Points]) -> str:
     for step, (left, right) in zip(steps, pairwise(edges), strict=True):
         title = escape(f"step {step}: " + ", ".join(values[step]))
         strips.append(
-            f'<rect class="strip" x="{left:.1f}" width="{max(right - left, 1):.1f}" y="{_TOP}" '
-            f'height="{_HEIGHT - _TOP - _BOTTOM}"><title>{title}</title></rect>'
+            f'<rect class="strip" x="{left:.1f}" width="{max(right - left, 1):.1f}" y="{TOP}" '
+            f'height="{HEIGHT - TOP - BOTTOM}"><title>{title}</title></rect>'
         )
     return "".join(strips)
 
 
+def line_key(index: int) -> str:
+    """A short piece of line number `index`, for legends."""
+    line = f'<line class="line s{index % 6} d{index // 6 % 4}" x1="0" x2="18" y1="4" y2="4"/>'
+    return f'<svg class="key" viewBox="0 0 18 8">{line}</svg>'
+
+
 def _legend(names: list[str]) -> str:
-    entries = (
-        f'<span><svg class="key" viewBox="0 0 18 8">'
-        f'<line class="line s{i % 6} d{i // 6 % 2}" x1="0" x2="18" y1="4" y2="4"/>'
-        f"</svg>{escape(name)}</span>"
-        for i, name in enumerate(names)
-    )
+    entries = (f"<span>{line_key(index)}{escape(name)}</span>" for index, name in enumerate(names))
     return f'<p class="legend">{"".join(entries)}</p>'
 
 
-def _thin(points: Points) -> list[tuple[int, float]]:
+def thin(points: Points) -> list[tuple[float, float]]:
     """At most `_MAX_POINTS` points: means of equally many neighbours, placed at the last of them."""
     size = math.ceil(len(points) / _MAX_POINTS)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
-def _running_mean(points: Points, reach: int = 5) -> list[tuple[int, float]]:
+def running_mean(points: Points, reach: int = 5) -> list[tuple[float, float]]:
     """Mean over `reach` neighbours on either side, fewer at the ends alike on both sides, so that nothing lags."""
-    smoothed = []
+    smoothed: list[tuple[float, float]] = []
     for index, (step, _) in enumerate(points):
         side = min(reach, index, len(points) - 1 - index)
         window = [value for _, value in points[index - side : index + side + 1]]
@@ -127,7 +133,7 @@ def _running_mean(points: Points, reach: int = 5) -> list[tuple[int, float]]:
     return smoothed
 
 
-def _ticks(low: float, high: float, count: int) -> list[float]:
+def ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers from at most `low` to at least `high`."""
     span = (high - low) or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / count))

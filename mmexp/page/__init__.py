@@ -1,0 +1,27 @@
+"""What pages about runs are made of: run directories as plain values, charts, pictures, style. Reads plain files."""
+
+from pathlib import Path
+
+from mmexp.page.curves import Points, line_chart
+from mmexp.page.picture import data_uri, load_thumbnail
+from mmexp.page.read import BASELINES, Results, Run, Series, find_image, load_run, primary_metric, results_of, series_of
+
+STYLE = Path(__file__).with_name("style.css")
+"""Style sheet of every page: colours for light and dark, cards, charts."""
+
+__all__ = [
+    "BASELINES",
+    "STYLE",
+    "Points",
+    "Results",
+    "Run",
+    "Series",
+    "data_uri",
+    "find_image",
+    "line_chart",
+    "load_run",
+    "load_thumbnail",
+    "primary_metric",
+    "results_of",
+    "series_of",
+]
