@@ -1,8 +1,9 @@
 """From YAML and the command line to checked objects, through one door. Nothing here imports torch."""
 
 from mmexp.config.check import Checked, check, check_besides, check_own, load_run_config, resolve
-from mmexp.config.cli import Invocation, compose, launch
+from mmexp.config.cli import Invocation, Multirun, compose, folders_of, launch, search_path
 from mmexp.config.instantiate import instantiate, registered_targets
+from mmexp.config.overrides import understand
 from mmexp.config.paths import conf_dir, parts_dir
 from mmexp.config.redact import localize, redact, redact_overrides, redact_text
 from mmexp.config.spine import (
@@ -16,6 +17,7 @@ from mmexp.config.spine import (
     PreviewConfig,
     RunConfig,
     StageConfig,
+    SweepConfig,
     own_keys,
 )
 
@@ -29,14 +31,17 @@ __all__ = [
     "DoctorConfig",
     "EvaluateConfig",
     "Invocation",
+    "Multirun",
     "PreviewConfig",
     "RunConfig",
     "StageConfig",
+    "SweepConfig",
     "check",
     "check_besides",
     "check_own",
     "compose",
     "conf_dir",
+    "folders_of",
     "instantiate",
     "launch",
     "load_run_config",
@@ -48,4 +53,6 @@ __all__ = [
     "redact_text",
     "registered_targets",
     "resolve",
+    "search_path",
+    "understand",
 ]

@@ -190,6 +190,28 @@ class StageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """How `-m` schedules jobs; single runs do not look at it."""
+
+    n_jobs: int = 1
+    """Jobs that run at the same time on this machine. With GPUs each job gets its own; CPU threads are shared out."""
+    dir: str | None = None
+    """Directory of the sweep; one that is there is continued. Null takes `<paths.outputs>/sweeps/<name>-<date-time>`."""
+    resume: str | None = None
+    """Directory of a sweep to continue: finished jobs are left as they are, all others run."""
+    metric: str | None = None
+    """What a job is judged by, as in results.json: `<split>/<benchmark>/<metric>`, or the name of a benchmark's metric
+    without its split where one split has it, or a value of metrics.jsonl such as `train/loss`. Optuna needs it."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for fewer than one job, and for two directories."""
+        if self.n_jobs < 1:
+            raise ConfigError(f"{self.n_jobs}", expected="at least 1", where="n_jobs")
+        if self.dir is not None and self.resume is not None:
+            raise ConfigError("dir and resume are both given", expected="one of them", where="resume")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The spine of `train.yaml`."""
 
@@ -212,6 +234,8 @@ class RunConfig:
     versions of packages are not those of its checkpoint. The manifest then says what differs."""
     paths: PathsConfig = field(default_factory=PathsConfig)
     """Folders."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """How `-m` schedules jobs."""
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     """How samples become batches."""
     stage: StageConfig
