@@ -23,6 +23,7 @@ from mmexp.config import (
     redact_overrides,
     understand,
 )
+from mmexp.config.paths import groups
 from mmexp.config.redact import REDACTED
 from mmexp.errors import CheckpointError, ConfigError
 from mmexp.sweep.devices import require_alone, require_devices, visible_gpus
@@ -54,8 +55,7 @@ def run_sweep(asked: Multirun, planner: Planner) -> int:
         resumed = load_record(Path(settings.dir))
     record = resumed or _new(asked, grid)
     jobs = _jobs(record, grid.jobs, resumed is not None)
-    missing = {job.number: overrides for job, overrides in jobs if job.status != "finished"}
-    plans = plan_jobs(record, missing, planner)
+    plans = plan_jobs(record, {job.number: overrides for job, overrides in jobs}, planner)
     steps = [step for steps in plans.values() for step in steps]
     gpus = visible_gpus() if any(step.is_on_gpu for step in steps) else []
     require_devices(steps, settings.n_jobs, gpus)
@@ -125,7 +125,7 @@ def _grid(asked: Multirun) -> _Grid:
         primary = compose(asked.config_name, fixed(chosen), asked.config_dir, with_hydra=True).cfg
         params = [f"{key}={value}" for key, value in (primary.hydra.sweeper.get("params") or {}).items()]
         _require_known(asked, params)
-        jobs += expand([*params, *chosen])
+        jobs += expand([*params, *chosen], groups(folders_of(asked.config_dir)))
         first = first or primary
     assert first is not None
     named = value_of(asked.overrides, "experiments") if experiments == [None] else "+".join(map(str, experiments))

@@ -38,7 +38,14 @@ def visible_gpus() -> list[str]:
 
 
 def require_devices(steps: Iterable[Step], n_jobs: int, gpus: list[str]) -> None:
-    """Raises ConfigError when `n_jobs` jobs at once would have to share a GPU."""
+    """Raises ConfigError when `n_jobs` jobs at once would have to share a GPU, or one has processes on other nodes."""
+    steps = list(steps)
+    if nodes := max((step.num_nodes for step in steps), default=1) - 1:
+        raise ConfigError(
+            f"{nodes + 1} nodes in a job of a sweep, which starts its processes on one machine",
+            where="trainer.num_nodes",
+            fix="one srun or torchrun for each cell, or jobs of one node",
+        )
     most = max((step.devices for step in steps if step.is_on_gpu), default=0)
     if n_jobs == 1 or n_jobs * most <= len(gpus):
         return

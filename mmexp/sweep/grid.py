@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from mmexp.errors import ConfigError
@@ -16,12 +16,13 @@ OF_THE_SWEEP = ("hydra", "sweep")
 _NAMED_BY_THE_SWEEP = ("run_id", "resume")
 
 
-def expand(overrides: Sequence[str]) -> list[list[str]]:
+def expand(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> list[list[str]]:
     """Every combination of the swept values, in the order in which the keys were given; the last key moves fastest.
 
     Args:
         overrides: As typed, such as `connector=linear,mlp2x` and `seed=1,2,3`. A key that is given again takes the
             place of the earlier one, so what comes later narrows what came before.
+        groups: Group to its choices, for `glob(...)`.
 
     Raises:
         ConfigError: a value cannot be swept in a grid, or is the sweep's to say.
@@ -39,7 +40,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
                 fix="sweep.dir=<directory> names the sweep; sweep.resume=<directory> continues one",
             )
         name = override.get_key_element().lstrip("+")
-        choices[name] = _values(override)
+        choices[name] = _values(override, groups)
     return [list(job) for job in itertools.product(*choices.values())]
 
 
@@ -78,7 +79,7 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
         raise ConfigError(f"cannot be read: {str(error).splitlines()[0]}", where=" ".join(overrides)) from error
 
 
-def _values(override: Override) -> list[str]:
+def _values(override: Override, groups: Mapping[str, list[str]]) -> list[str]:
     text = str(override.input_line)
     if not override.is_sweep_override():
         return [text]
@@ -89,7 +90,10 @@ def _values(override: Override) -> list[str]:
             where=text,
             fix="hydra/sweeper=optuna searches ranges",
         )
-    if not override.is_choice_sweep() and not override.is_range_sweep():
-        raise ConfigError("cannot be swept", expected="values that stand there", where=text, fix="name the choices")
     key = text.split("=", 1)[0]
+    if isinstance(glob := override.value(), Glob):
+        found = glob.filter(groups.get(override.key_or_group, []))
+        if not found:
+            raise ConfigError("fits no choice", expected="a group, and a pattern of its choices", where=text)
+        return [f"{key}={name}" for name in found]
     return [f"{key}={value}" for value in override.sweep_string_iterator()]

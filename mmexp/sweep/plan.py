@@ -21,7 +21,8 @@ class Step:
     """Directory of its run."""
     stage: str
     devices: int = 1
-    """Processes, one device each."""
+    """Processes on each node, one device each."""
+    num_nodes: int = 1
     is_on_gpu: bool = False
 
 
@@ -39,18 +40,13 @@ def plan_stage(overrides: Sequence[str], config_dir: str | None, run_id: str) ->
     composed = compose("train", settings, config_dir)
     checked = check(composed.cfg, composed.registered)
     spine, trainer = checked.spine, checked.parts["trainer"]
-    if trainer.num_nodes > 1:
-        raise ConfigError(
-            f"{trainer.num_nodes} nodes in a job of a sweep, which starts its processes on one machine",
-            where="trainer.num_nodes",
-            fix="one srun or torchrun for each cell, or jobs of one node",
-        )
     own = ["--config-dir", config_dir] if config_dir else []
     step = Step(
         command=[sys.executable, "-m", "mmexp.train", *own, *settings],
         run=Path(spine.paths.outputs) / spine.name / spine.stage.name / run_id,
         stage=spine.stage.name,
         devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
         is_on_gpu=trainer.is_on_gpu,
     )
     return step, checked
@@ -62,7 +58,9 @@ def plan_train(overrides: Sequence[str], config_dir: str | None, run_id: str) ->
 
 
 def plan_jobs(record: SweepRecord, jobs: Mapping[int, list[str]], planner: Planner) -> dict[int, list[Step]]:
-    """The steps of each job by its number; fills in where the runs will be.
+    """The steps of each unfinished job by its number; fills in where the runs will be.
+
+    Finished jobs of a recipe are planned too, since others may share their stages; mistakes of theirs do not count.
 
     Args:
         record: The sweep, which has the jobs.
@@ -76,10 +74,15 @@ def plan_jobs(record: SweepRecord, jobs: Mapping[int, list[str]], planner: Plann
     mistakes: dict[str, list[Job]] = {}
     for number, overrides in jobs.items():
         job = record.jobs[number]
+        is_done = job.status == "finished"
+        if is_done and not job.stages:
+            continue
         try:
-            plans[number] = planner(overrides, record.config_dir, job.run_id)
+            steps = planner(overrides, record.config_dir, job.run_id)
+            plans |= {} if is_done else {number: steps}
         except MmexpError as error:
-            mistakes.setdefault(error.render(), []).append(job)
+            if not is_done:
+                mistakes.setdefault(error.render(), []).append(job)
     if mistakes:
         raise ConfigError(_told(mistakes, len(jobs)))
     for number, steps in plans.items():

@@ -51,8 +51,8 @@ class View:
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
             return
-        words = [f"job {job.number} {job.status}", note, told(job), " ".join(job.overrides)]
-        self.say("  ".join(word for word in words if word))
+        varied = " ".join(_varied(job, self.record.jobs))
+        self.say("  ".join(word for word in (f"job {job.number} {job.status}", note, varied, told(job)) if word))
 
     def refresh(self, running: Sequence[tuple[Job, Step]]) -> None:
         """Looks how far the running ones are, on a terminal, now and then."""
