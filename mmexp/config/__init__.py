@@ -1,5 +1,6 @@
 """From YAML and the command line to checked objects, through one door. Nothing here imports torch."""
 
+from mmexp.config import resolvers
 from mmexp.config.check import Checked, check, check_besides, check_own, load_run_config, resolve
 from mmexp.config.cli import Invocation, Multirun, compose, folders_of, launch, search_path
 from mmexp.config.instantiate import instantiate, registered_targets
@@ -53,6 +54,7 @@ __all__ = [
     "redact_text",
     "registered_targets",
     "resolve",
+    "resolvers",
     "search_path",
     "understand",
 ]

@@ -152,9 +152,7 @@ def _say_scale() -> None:
     sys.stderr.write("scale=paper, the published size; scale=shapes is the laptop twin of any recipe\n")
 
 
-def _compose(
-    config_name: str, overrides: list[str], folders: list[Path], *, with_hydra: bool = False
-) -> DictConfig:
+def _compose(config_name: str, overrides: list[str], folders: list[Path], *, with_hydra: bool = False) -> DictConfig:
     resolvers.register()
     with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
         return hydra.compose(config_name, [search_path(folders), *overrides], return_hydra_config=with_hydra)

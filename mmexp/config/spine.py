@@ -196,7 +196,7 @@ class SweepConfig:
     n_jobs: int = 1
     """Jobs that run at the same time on this machine. With GPUs each job gets its own; CPU threads are shared out."""
     dir: str | None = None
-    """Directory of the sweep; one that is there is continued. Null takes `<paths.outputs>/sweeps/<name>-<date-time>`."""
+    """Directory of the sweep; one that is there is continued. Null: `<paths.outputs>/sweeps/<name>-<date-time>`."""
     resume: str | None = None
     """Directory of a sweep to continue: finished jobs are left as they are, all others run."""
     metric: str | None = None

@@ -1,4 +1,4 @@
-"""Many runs from one command: the grid, its directory, the schedule, what a terminal shows, and going on after a stop."""
+"""Many runs from one command: the grid, its directory, the schedule, what a terminal shows, going on after a stop."""
 
 from mmexp.sweep.command import run_sweep
 from mmexp.sweep.plan import Planner, Step, plan_stage, plan_train

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import shlex
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from mmexp.config import (
     Multirun,
@@ -26,19 +24,18 @@ from mmexp.config import (
 from mmexp.config.paths import groups
 from mmexp.config.redact import REDACTED
 from mmexp.errors import CheckpointError, ConfigError
-from mmexp.sweep.devices import require_alone, require_devices, visible_gpus
+from mmexp.sweep.devices import require_alone
 from mmexp.sweep.grid import alternatives, expand, fixed, own_overrides, value_of
-from mmexp.sweep.local import LocalScheduler
-from mmexp.sweep.plan import Planner, plan_jobs
-from mmexp.sweep.record import Job, SweepRecord, load_record, lock, new_record
-from mmexp.sweep.view import View
+from mmexp.sweep.plan import Planner
+from mmexp.sweep.plugins import require_installed, search
+from mmexp.sweep.record import SweepRecord, load_record, new_record
+from mmexp.sweep.session import Session, Setup, Stopped
 
 _RESUME = "sweep.resume"
-_OPEN = ("failed", "interrupted", "running", "queued")
 
 
 def run_sweep(asked: Multirun, planner: Planner) -> int:
-    """Runs every job that is not finished yet. Nothing starts before all jobs have been checked.
+    """Runs every job that is not finished yet. Nothing starts before all jobs of a grid have been checked.
 
     Returns:
         0 when all finished, 1 when one did not, 128 + the number of the signal that stopped the sweep.
@@ -49,33 +46,56 @@ def run_sweep(asked: Multirun, planner: Planner) -> int:
     """
     require_alone()
     resumed, asked = _resumed(asked)
-    grid = _grid(asked)
-    settings = grid.settings
-    if resumed is None and settings.dir and (Path(settings.dir) / "sweep.json").is_file():
-        resumed = load_record(Path(settings.dir))
-    record = resumed or _new(asked, grid)
-    jobs = _jobs(record, grid.jobs, resumed is not None)
-    plans = plan_jobs(record, {job.number: overrides for job, overrides in jobs}, planner)
-    steps = [step for steps in plans.values() for step in steps]
-    gpus = visible_gpus() if any(step.is_on_gpu for step in steps) else []
-    require_devices(steps, settings.n_jobs, gpus)
-    with lock(record.path) as held, View(record, Console(highlight=False)) as view:
-        record.status = "running"
-        record.save()
-        view.say(f"{len(plans)} of {len(record.jobs)} jobs to run, {settings.n_jobs} at once, in {record.path}")
-        scheduler = LocalScheduler(record, view, settings.n_jobs, gpus, settings.metric, held)
-        scheduler.run([job for job, _ in jobs if job.number in plans], plans)
-        return _close(record, scheduler.stopped_by, view)
+    require_installed(asked.overrides)
+    grid, setup = _understood(asked)
+    if resumed is None and setup.settings.dir and (Path(setup.settings.dir) / "sweep.json").is_file():
+        resumed = load_record(Path(setup.settings.dir).expanduser())
+    session = Session(asked, resumed or _new(asked, setup), planner, setup)
+    return _run_grid(session, grid, resumed is not None) if setup.is_grid else _run_search(session)
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """The jobs that a command line means."""
+def _run_grid(session: Session, grid: list[list[str]], is_resumed: bool) -> int:
+    num_before = len(session.record.jobs)
+    cells = [session.cell(overrides) for overrides in grid]
+    if is_resumed and all(job.number >= num_before for job, _ in cells):
+        raise ConfigError(
+            "none of these jobs is in the sweep there",
+            expected="the command of that sweep, which may have further values",
+            where=str(session.record.path),
+            fix="sweep.resume=DIR alone continues it; without it this is a new sweep",
+        )
+    plans = session.plan(cells)
+    with session.opened(len(plans)) as view:
+        session.run([job for job, _ in cells], plans)
+        return session.close(view)
 
-    jobs: list[list[str]]
-    settings: SweepConfig
-    name: str
-    outputs: Path
+
+def _run_search(session: Session) -> int:
+    """A sweeper of Hydra's chooses jobs by the results of earlier ones; its study lies in the sweep's directory."""
+    record, setup = session.record, session.setup
+    if setup.settings.metric is None:
+        raise ConfigError(
+            "not given, and a search needs something to judge jobs by",
+            expected="a figure of results.json, such as heldout_images/vqa/exact_match, or of metrics.jsonl",
+            where="sweep.metric",
+            fix="sweep.metric=train/loss hydra.sweeper.direction=minimize",
+        )
+    further = [f"hydra.sweeper.n_jobs={setup.settings.n_jobs}"] if "n_jobs" in setup.sweeper else []
+    if "max_failure_rate" in setup.sweeper:
+        further += ["hydra.sweeper.max_failure_rate=1.0"]
+    if "storage" in setup.sweeper and setup.sweeper.storage is None:
+        file = record.path.resolve() / "study.db"
+        further += [f"hydra.sweeper.storage='sqlite:///{file}'", f"hydra.sweeper.study_name='{record.id}'"]
+    done = sum(job.status in ("finished", "failed") for job in record.jobs)
+    last = []
+    if "n_trials" in setup.sweeper and done:
+        last = [f"hydra.sweeper.n_trials={max(0, setup.sweeper.n_trials - done)}"]
+    for job in record.jobs:
+        job.status = "interrupted" if job.status in ("running", "queued") else job.status
+    with session.opened(None) as view:
+        with contextlib.suppress(Stopped):
+            search(session.asked, record.path, further, last, session.run_batch)
+        return session.close(view)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +131,13 @@ def _localized(override: str) -> str:
     return re.sub(r"(?<=[=,\[ '\"])(~|\{mmexp\})(?=/|$)", lambda found: str(localize(found.group(1))), override)
 
 
-def _grid(asked: Multirun) -> _Grid:
-    """Every job, of each experiment that is named: its own grid first, then the command line, which narrows or adds."""
+def _understood(asked: Multirun) -> tuple[list[list[str]], Setup]:
+    """Every job, of each experiment that is named: its own grid first, then the command line, which narrows or adds.
+
+    Where Hydra's sweeper is another one than the grid, there are no jobs yet.
+    """
     jobs: list[list[str]] = []
-    first: DictConfig | None = None
+    setups: list[Setup] = []
     experiments = alternatives(asked.overrides, "experiments")
     for experiment in experiments:
         chosen = asked.overrides if experiment is None else [
@@ -125,12 +148,23 @@ def _grid(asked: Multirun) -> _Grid:
         primary = compose(asked.config_name, fixed(chosen), asked.config_dir, with_hydra=True).cfg
         params = [f"{key}={value}" for key, value in (primary.hydra.sweeper.get("params") or {}).items()]
         _require_known(asked, params)
-        jobs += expand([*params, *chosen], groups(folders_of(asked.config_dir)))
-        first = first or primary
-    assert first is not None
-    named = value_of(asked.overrides, "experiments") if experiments == [None] else "+".join(map(str, experiments))
-    name = re.sub(r"[^\w.+-]+", "+", named or str(first.name)).strip("+")
-    return _Grid(jobs, check_besides(_Own, first).sweep, name, Path(str(first.paths.outputs)).expanduser())
+        named = value_of(asked.overrides, "experiments") if experiment is None else "+".join(map(str, experiments))
+        setups.append(_setup(primary, named))
+        if setups[-1].is_grid:
+            jobs += expand([*params, *chosen], groups(folders_of(asked.config_dir)))
+    if len(setups) > 1 and not all(setup.is_grid for setup in setups):
+        raise ConfigError("several experiments, and a search", where="experiments", fix="one command for each")
+    return jobs, setups[0]
+
+
+def _setup(primary: DictConfig, named: str | None) -> Setup:
+    return Setup(
+        settings=check_besides(_Own, primary).sweep,
+        name=re.sub(r"[^\w.+-]+", "+", named or str(primary.name)).strip("+"),
+        outputs=Path(str(primary.paths.outputs)).expanduser(),
+        sweeper=primary.hydra.sweeper,
+        launcher=primary.hydra.launcher,
+    )
 
 
 def _require_known(asked: Multirun, overrides: Sequence[str]) -> None:
@@ -139,40 +173,7 @@ def _require_known(asked: Multirun, overrides: Sequence[str]) -> None:
         raise ConfigError.collect(line.errors)
 
 
-def _new(asked: Multirun, grid: _Grid) -> SweepRecord:
-    place = grid.outputs / "sweeps" / f"{grid.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path = Path(grid.settings.dir).expanduser() if grid.settings.dir else place
-    return new_record(path, grid.name, asked.module, redact_overrides(asked.overrides), asked.config_dir)
-
-
-def _jobs(record: SweepRecord, grid: list[list[str]], is_resumed: bool) -> list[tuple[Job, list[str]]]:
-    """Each job of the record that the grid has, with its overrides as they are run; new cells are added."""
-    num_before = len(record.jobs)
-    jobs = [(record.job(redact_overrides(overrides)), overrides) for overrides in grid]
-    if is_resumed and all(job.number >= num_before for job, _ in jobs):
-        raise ConfigError(
-            "none of these jobs is in the sweep there",
-            expected="the command of that sweep, which may have further values",
-            where=str(record.path),
-            fix="sweep.resume=DIR alone continues it; without it this is a new sweep",
-        )
-    for job, _ in jobs:
-        job.status = "finished" if job.status == "finished" else "queued"
-    return jobs
-
-
-def _close(record: SweepRecord, stopped_by: int, view: View) -> int:
-    """Says how it ended; the exit code."""
-    left = [job for job in record.jobs if job.status in _OPEN]
-    record.status = "interrupted" if stopped_by else "failed" if left else "finished"
-    record.save()
-    counts = {status: sum(job.status == status for job in record.jobs) for status in ("finished", *_OPEN)}
-    view.say("jobs: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count))
-    for job in left:
-        if job.status != "queued":
-            view.say(f"  job {job.number} {job.status}: {job.reason}  [{' '.join(job.overrides)}]  {record.log(job)}")
-    if left:
-        again = shlex.join(["python", "-m", record.module, f"{_RESUME}={record.path}"])
-        stopped = f"stopped by {signal.Signals(stopped_by).name}; " if stopped_by else ""
-        view.say(f"{stopped}what is missing runs with: {again}")
-    return 128 + stopped_by if stopped_by else int(bool(left))
+def _new(asked: Multirun, setup: Setup) -> SweepRecord:
+    place = setup.outputs / "sweeps" / f"{setup.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = Path(setup.settings.dir).expanduser() if setup.settings.dir else place
+    return new_record(path, setup.name, asked.module, redact_overrides(asked.overrides), asked.config_dir)

@@ -24,7 +24,7 @@ def require_alone() -> None:
         f"a sweep in each of {count} processes of {tool}",
         expected="one process that schedules; each job starts its own",
         where="-m",
-        fix="python -m mmexp.train -m ... trainer.devices=<n>; under SLURM --ntasks=1, or hydra/launcher=submitit_slurm",
+        fix="python -m mmexp.train -m ... trainer.devices=<n>; under SLURM --ntasks=1 or hydra/launcher=submitit_slurm",
     )
 
 
@@ -59,7 +59,7 @@ def require_devices(steps: Iterable[Step], n_jobs: int, gpus: list[str]) -> None
 
 
 def job_environment(step: Step, n_jobs: int, gpus: list[str], base: Mapping[str, str]) -> dict[str, str]:
-    """Environment of a job: one of several shares out threads, and sees only `gpus`; one alone has the whole machine."""
+    """Environment of a job: one of several has its share of threads and sees only `gpus`; one alone has all."""
     environment = {name: value for name, value in base.items() if name not in _OF_ANOTHER_JOB}
     if n_jobs == 1:
         return environment

@@ -1,8 +1,8 @@
 """Stands between a sweep and the processes of one job: `python guard.py FD COMMAND ...`; the standard library alone.
 
-It is started as the leader of a session of its own, in which the job and all that the job starts live. A signal to it goes on to the job. When
-the sweep is gone, however it went (its end of the pipe FD closes), the job is asked to stop, and ended where it does not.
-When the job is over, nothing that it started is left.
+It is started as the leader of a session of its own, in which the job and all that the job starts live. A signal to it
+goes on to the job. When the sweep is gone, however it went (its end of the pipe FD closes), the job is asked to stop,
+and ended where it does not. When the job is over, nothing that it started is left.
 """
 
 from __future__ import annotations

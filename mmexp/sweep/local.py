@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mmexp.sweep import guard
 from mmexp.sweep.devices import job_environment
 from mmexp.sweep.plan import Step
+from mmexp.sweep.process import ORDERLY, STOP, Guarded, start
 from mmexp.sweep.progress import is_finished, main_figures, reason
 from mmexp.sweep.record import Job, Status, SweepRecord
 from mmexp.sweep.view import View
 
-STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_ORDERLY = {128 + signum for signum in STOP}
 _POLL_S = 0.05
 
 
@@ -30,15 +25,9 @@ _POLL_S = 0.05
 class _Running:
     job: Job
     step: Step
-    process: subprocess.Popen[bytes]
-    pipe: int
-    """The guard ends the job when this is closed."""
-    log_begin: int
-    """Bytes of the log that are of earlier processes."""
+    process: Guarded
     since: float
     gpus: list[str]
-    is_told: bool = False
-    """Whether it has been asked to stop."""
 
 
 class LocalScheduler:
@@ -60,15 +49,17 @@ class LocalScheduler:
         self.stopped_by = 0
         """Number of the signal that ended the sweep; 0 for none."""
         self._kill = False
-        self._free = list(gpus)
+        self.free = list(gpus)
+        """GPUs that no job has."""
         self._running: list[_Running] = []
         self._ended: dict[Path, tuple[Status, Job]] = {}
 
     def run(self, jobs: Sequence[Job], plans: Mapping[int, list[Step]]) -> None:
         """Returns when every job is over, or, after a signal, when the running ones have saved themselves."""
-        for job, step in ((job, step) for job in jobs for step in plans[job.number]):
-            if is_finished(step.run):
-                self._ended.setdefault(step.run, ("finished", job))
+        for job in jobs:
+            for step in plans[job.number]:
+                if is_finished(step.run):
+                    self._ended.setdefault(step.run, ("finished", job))
         open_jobs = list(jobs)
         with self._signals():
             while open_jobs or self._running:
@@ -119,44 +110,28 @@ class LocalScheduler:
 
     def _start(self, job: Job, step: Step) -> None:
         count = step.devices if step.is_on_gpu and self.n_jobs > 1 else 0
-        gpus, self._free = self._free[:count], self._free[count:]
-        log = self.record.log(job)
-        log.parent.mkdir(exist_ok=True)
-        reading, writing = os.pipe()
-        command = [sys.executable, "-I", "-S", guard.__file__, str(reading), *step.command]
-        with log.open("ab") as output:
-            log_begin = output.tell()
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=job_environment(step, self.n_jobs, gpus, os.environ),
-                start_new_session=True,
-                pass_fds=(reading, self.lock.fileno()),
-            )
-        os.close(reading)
-        self._running.append(_Running(job, step, process, writing, log_begin, time.monotonic(), gpus))
+        gpus, self.free = self.free[:count], self.free[count:]
+        environment = job_environment(step, self.n_jobs, gpus, os.environ)
+        process = start(step.command, self.record.log(job), environment, kept=(self.lock.fileno(),))
+        self._running.append(_Running(job, step, process, time.monotonic(), gpus))
         job.status, job.exit_code, job.reason = "running", None, None
         self._changed(job, step.stage if job.stages else "")
 
     def _reap(self) -> None:
-        for run in [run for run in self._running if run.process.poll() is not None]:
-            self._running.remove(run)
-            os.close(run.pipe)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(run.process.pid, signal.SIGKILL)  # where the guard itself was killed
-            self._free += run.gpus
-            self._note_end(run)
+        for run in list(self._running):
+            if (code := run.process.code()) is not None:
+                self._running.remove(run)
+                self.free += run.gpus
+                self._note_end(run, code)
 
-    def _note_end(self, run: _Running) -> None:
-        job, code = run.job, run.process.returncode
+    def _note_end(self, run: _Running, code: int) -> None:
+        job = run.job
         job.wall_s = round((job.wall_s or 0.0) + time.monotonic() - run.since, 2)
-        job.exit_code = code = code if code >= 0 else 128 - code
+        job.exit_code = code
         status: Status = "finished"
         if code:
-            status = "interrupted" if code in _ORDERLY or self.stopped_by else "failed"
-            job.reason = reason(self.record.log(job), code, run.log_begin)
+            status = "interrupted" if code in ORDERLY or self.stopped_by else "failed"
+            job.reason = reason(self.record.log(job), code, run.process.log_begin)
         self._ended[run.step.run] = (status, job)
 
     def _changed(self, job: Job, note: str = "") -> None:
@@ -179,9 +154,6 @@ class LocalScheduler:
     def _hand_on(self) -> None:
         """Asks the running jobs to stop, each once; a second Ctrl-C ends them at once."""
         for run in self._running:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if self._kill:
-                    os.killpg(run.process.pid, signal.SIGKILL)
-                elif not run.is_told:
-                    run.process.send_signal(self.stopped_by)
-            run.is_told = True
+            if self._kill:
+                run.process.kill()
+            run.process.ask_to_stop(self.stopped_by)

@@ -24,10 +24,13 @@ class Step:
     """Processes on each node, one device each."""
     num_nodes: int = 1
     is_on_gpu: bool = False
+    """Whether a GPU trains, as this machine would choose."""
+    wants_gpu: bool = False
+    """Whether the configuration asks for one, wherever it runs."""
 
 
 Planner = Callable[[Sequence[str], str | None, str], list[Step]]
-"""From the overrides of a job, the user's folder of choices and a run id to its steps; ConfigError when it cannot run."""
+"""From the overrides of a job, the user's folder of choices and a run id to its steps; ConfigError where it cannot."""
 
 
 def plan_stage(overrides: Sequence[str], config_dir: str | None, run_id: str) -> tuple[Step, Checked]:
@@ -48,6 +51,7 @@ def plan_stage(overrides: Sequence[str], config_dir: str | None, run_id: str) ->
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
         is_on_gpu=trainer.is_on_gpu,
+        wants_gpu=trainer.accelerator in ("gpu", "cuda"),
     )
     return step, checked
 

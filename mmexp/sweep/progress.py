@@ -63,7 +63,7 @@ def main_figures(run: Path, metric: str | None) -> dict[str, float]:
 
 
 def figure(run: Path, metric: str) -> float | None:
-    """The value of `metric`: `<split>/<benchmark>/<name>`, an end of that which only one has, or a key of metrics.jsonl.
+    """The value of `metric`: `<split>/<benchmark>/<name>`, an end that only one has, or a key of metrics.jsonl.
 
     None when there is no such value, or several.
     """

@@ -117,7 +117,7 @@ def test_a_finished_run_is_not_started_again(sweep: Sweep, step: Make) -> None:
 def test_a_signal_reaches_the_jobs_which_save(sweep: Sweep, step: Make, signum: int) -> None:
     source = (
         "import os, signal, sys, time; run = sys.argv[1]; os.makedirs(run)\n"
-        f"def save(*args): open(run + '/saved', 'w').close(); print('stopped by x; all saved'); sys.exit({128 + signum})\n"
+        f"def save(*args): open(run + '/saved', 'w').close(); print('stopped by x; saved'); sys.exit({128 + signum})\n"
         f"signal.signal({int(signum)}, save); open(run + '/up', 'w').close()\n" + NAP
     )
     first = step(source, "a")
@@ -190,7 +190,8 @@ def test_two_sweeps_cannot_work_in_one_directory(sweep: Sweep) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "no sweep.json"), ("{", "no record"), ('{"version": 9}', "version 1"), ("[]", "no record")]
+    ("content", "words"),
+    [(None, "no sweep.json"), ("{", "no record"), ('{"version": 9}', "version 1"), ("[]", "no record")],
 )
 def test_a_directory_that_is_no_sweep(tmp_path: Path, content: str | None, words: str) -> None:
     if content is not None:
