@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": BELOW_4 | LINE_4,
     "sizing": BELOW_4,
     **dict.fromkeys(("config", "shapes", "report"), LINE_1),
+    "sweep": LINE_1 | {"config"},
 }
 """Room -> what it may import besides itself. A module of the package that is no room is an entry point, and so is the
 `__main__.py` of a room that is also a command."""

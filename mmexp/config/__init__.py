@@ -2,10 +2,11 @@
 
 from mmexp.config import resolvers
 from mmexp.config.check import Checked, check, check_besides, check_own, load_run_config, resolve
-from mmexp.config.cli import Invocation, Multirun, compose, folders_of, launch, search_path
+from mmexp.config.cli import Invocation, compose, launch
 from mmexp.config.instantiate import instantiate, registered_targets
+from mmexp.config.multirun import Multirun, SweepConfig
 from mmexp.config.overrides import understand
-from mmexp.config.paths import conf_dir, parts_dir
+from mmexp.config.paths import conf_dir, folders_of, parts_dir, search_path
 from mmexp.config.redact import localize, redact, redact_overrides, redact_text
 from mmexp.config.spine import (
     ChatConfig,
@@ -18,7 +19,6 @@ from mmexp.config.spine import (
     PreviewConfig,
     RunConfig,
     StageConfig,
-    SweepConfig,
     own_keys,
 )
 

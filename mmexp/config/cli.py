@@ -23,8 +23,9 @@ from mmexp.config import resolvers
 from mmexp.config.check import check
 from mmexp.config.help import help_text
 from mmexp.config.instantiate import registered_targets
+from mmexp.config.multirun import Multirun
 from mmexp.config.overrides import CommandLine, understand
-from mmexp.config.paths import conf_dir
+from mmexp.config.paths import conf_dir, folders_of, search_path
 from mmexp.config.spine import (
     DataCheckConfig,
     DataConvertConfig,
@@ -65,20 +66,6 @@ class Invocation:
     """As typed."""
     registered: frozenset[str]
     """Import paths that the door lets through: this package's conf/ and the user's --config-dir."""
-    config_dir: str | None
-    """The user's own folder of choices."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Multirun:
-    """What the user asked for with `-m`."""
-
-    module: str
-    """What `python -m` runs."""
-    config_name: str
-    """Primary configuration of each job."""
-    overrides: list[str]
-    """As typed, sweeps among them."""
     config_dir: str | None
     """The user's own folder of choices."""
 
@@ -156,12 +143,6 @@ def _compose(config_name: str, overrides: list[str], folders: list[Path], *, wit
     resolvers.register()
     with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
         return hydra.compose(config_name, [search_path(folders), *overrides], return_hydra_config=with_hydra)
-
-
-def search_path(folders: Sequence[Path]) -> str:
-    """The override that lets Hydra find the user's folder and the experiments of the working directory."""
-    search = ",".join(f"'file://{folder}'" for folder in (*folders[1:], Path(".")))
-    return f"hydra.searchpath=[{search}]"
 
 
 def _report_all(line: CommandLine, config_name: str, folders: list[Path]) -> None:
@@ -243,23 +224,6 @@ def _job(module: str, flags: list[str], failed: list[str]) -> None:
         raise KeyboardInterrupt
     if done.returncode:
         failed.append(f"{' '.join(overrides)} (exit code {done.returncode})")
-
-
-def folders_of(config_dir: str | None) -> list[Path]:
-    """The package's `conf/`, then the user's folder; ConfigError when that is none."""
-    if config_dir is None:
-        return [conf_dir()]
-    folder = Path(config_dir).expanduser().resolve()
-    if not folder.is_dir():
-        raise ConfigError(f"no such folder: {config_dir}", expected="a folder of groups", where="--config-dir")
-    ours = conf_dir()
-    for file in (file.relative_to(folder) for file in sorted(folder.rglob("*.yaml"))):
-        if (ours / file).is_file():
-            message = f"{file} has the name of one of ours, which goes first"
-            raise ConfigError(
-                message, expected="names of your own", where="--config-dir", fix=f"rename {folder / file}"
-            )
-    return [ours, folder]
 
 
 def _stop(message: str, code: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from mmexp.config.multirun import SweepConfig
 from mmexp.errors import ConfigError
 
 COMPONENTS = ("encoder", "connector", "llm", "template", "data", "objective", "optim", "trainer")
@@ -187,28 +188,6 @@ class StageConfig:
     """Adapters of the leaves `lora`."""
     twin: Mapping[str, Any] = field(default_factory=dict)
     """The same settings at laptop scale; `scale=shapes` takes them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """How `-m` schedules jobs; single runs do not look at it."""
-
-    n_jobs: int = 1
-    """Jobs that run at the same time on this machine. With GPUs each job gets its own; CPU threads are shared out."""
-    dir: str | None = None
-    """Directory of the sweep; one that is there is continued. Null: `<paths.outputs>/sweeps/<name>-<date-time>`."""
-    resume: str | None = None
-    """Directory of a sweep to continue: finished jobs are left as they are, all others run."""
-    metric: str | None = None
-    """What a job is judged by, as in results.json: `<split>/<benchmark>/<metric>`, or the name of a benchmark's metric
-    without its split where one split has it, or a value of metrics.jsonl such as `train/loss`. Optuna needs it."""
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for fewer than one job, and for two directories."""
-        if self.n_jobs < 1:
-            raise ConfigError(f"{self.n_jobs}", expected="at least 1", where="n_jobs")
-        if self.dir is not None and self.resume is not None:
-            raise ConfigError("dir and resume are both given", expected="one of them", where="resume")
 
 
 @dataclass(frozen=True, kw_only=True)

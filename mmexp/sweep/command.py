@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from collections.abc import Sequence
@@ -93,8 +92,13 @@ def _run_search(session: Session) -> int:
     for job in record.jobs:
         job.status = "interrupted" if job.status in ("running", "queued") else job.status
     with session.opened(None) as view:
-        with contextlib.suppress(Stopped):
+        try:
             search(session.asked, record.path, further, last, session.run_batch)
+        except Stopped:
+            pass
+        except ValueError:  # Optuna has no best trial to name
+            if any(job.status == "finished" for job in record.jobs):
+                raise
         return session.close(view)
 
 

@@ -92,8 +92,9 @@ class Session:
         with lock(self.record.path) as held, View(self.record, Console(highlight=False)) as view:
             self.record.status = "running"
             self.record.save()
-            count = "jobs" if num_jobs is None else f"{num_jobs} of {len(self.record.jobs)} jobs to run"
-            view.say(f"{count}, {settings.n_jobs} at once, in {self.record.path}")
+            count = "search" if num_jobs is None else f"{num_jobs} of {len(self.record.jobs)} jobs to run"
+            at_once = f", {settings.n_jobs} at once" if self.setup.is_local else ", each where the launcher puts it"
+            view.say(f"{count}{at_once}; {self.record.path}")
             self._executor: LocalScheduler | Submitted
             if self.setup.is_local:
                 gpus = self._gpus or []
