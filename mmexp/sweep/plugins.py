@@ -21,8 +21,8 @@ from mmexp.config import Multirun, folders_of, resolvers, search_path, understan
 from mmexp.errors import ConfigError
 from mmexp.sweep.grid import value_of
 
-RunBatch = Callable[[Sequence[Sequence[str]]], Sequence[float]]
-"""Runs a job for each list of overrides and gives what each is judged by; nan for one that failed."""
+RunBatch = Callable[[Sequence[Sequence[str]]], Sequence[float | None]]
+"""Runs a job for each list of overrides and gives what each is judged by; None for one that failed, which Optuna notes as failed."""
 BASIC = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
          "hydra._internal.core_plugins.basic_launcher.BasicLauncher")  # fmt: skip
 """Hydra's defaults, whose work this room does itself."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import signal
 from collections.abc import Iterator, Sequence
@@ -114,8 +113,8 @@ class Session:
         self.jobs += todo
         self._executor.run(todo, plans)
 
-    def run_batch(self, batch: Sequence[Sequence[str]]) -> list[float]:
-        """Runs what a search has chosen, and gives what it is judged by; nan for jobs that failed.
+    def run_batch(self, batch: Sequence[Sequence[str]]) -> list[float | None]:
+        """Runs what a search has chosen, and gives what it is judged by; None for jobs that failed.
 
         Raises:
             Stopped: a signal came.
@@ -136,10 +135,10 @@ class Session:
         job.status = "finished" if job.status == "finished" else "queued"
         return job, overrides
 
-    def _judged(self, job: Job) -> float:
+    def _judged(self, job: Job) -> float | None:
         metric = str(self.setup.settings.metric)
         if job.status != "finished":
-            return math.nan
+            return None
         if metric not in job.metrics:
             names = figure_names(Path(str(job.run)))
             raise ConfigError(

@@ -211,14 +211,17 @@ def test_a_recipe_swept_trains_its_first_stage_once(folder: Path) -> None:
 def test_a_search_reads_its_metric_and_goes_on_from_its_study(folder: Path) -> None:
     import optuna
 
-    line = [*TINY, "trainer=smoke", "hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "sweep.dir=outputs/sweeps/s"]
-    line += ["stage.lr=tag(log,interval(1e-4,1e-1))", "data.path=choice(rows.json,nope.json)", "hydra.sweeper.sampler.seed=1"]
-    code, out, err = command("mmexp.train", "-m", *line, "hydra.sweeper.n_trials=1", "sweep.metric=loss", cwd=folder)
-    if "finished" in statuses(folder):
-        assert code == 2
-        assert "try: sweep.metric=train/loss" in err
+    line = [*TINY, "trainer=smoke", "hydra/sweeper=optuna", "hydra.sweeper.direction=minimize"]
+    line += ["stage.lr=tag(log,interval(1e-4,1e-1))", "hydra.sweeper.sampler.seed=1", "sweep.dir=outputs/sweeps/s"]
+    code, out, err = command("mmexp.train", "-m", *line, "hydra.sweeper.n_trials=2", "sweep.metric=train/los", cwd=folder)
+    assert code == 2
+    assert "train/los is not" in err
+    assert "try: sweep.metric=train/loss" in err
+    assert statuses(folder) == ["finished"], "no further job is wasted on a metric that is not there"
     shutil.rmtree(folder / "outputs")
-    for n_trials in (3, 5):
+    line = [text for text in line if not text.startswith(("stage.lr", "hydra.sweeper.sampler"))]
+    line += ["hydra/sweeper/sampler=grid", "stage.lr=choice(0.001,0.01)", "data.path=choice(rows.json,nope.json)"]
+    for n_trials in (2, 4):
         again = [*line, f"hydra.sweeper.n_trials={n_trials}", "sweep.metric=train/loss"]
         code, out, err = command("mmexp.train", "-m", *again, cwd=folder)
         jobs = record(folder)["jobs"]
@@ -230,6 +233,7 @@ def test_a_search_reads_its_metric_and_goes_on_from_its_study(folder: Path) -> N
             assert job["status"] == ("failed" if has_failed else "finished")
             assert trial.state.name == ("FAIL" if has_failed else "COMPLETE")
             assert has_failed or trial.value == job["metrics"]["train/loss"]
+    assert sum(job["status"] == "failed" for job in jobs) == 2
 
 
 @has_submitit
