@@ -50,6 +50,16 @@ def own_overrides(overrides: Sequence[str]) -> list[str]:
             if override.key_or_group.split(".")[0].split("/")[0] in OF_THE_SWEEP]  # fmt: skip
 
 
+def for_the_search(overrides: Sequence[str]) -> list[str]:
+    """What a sweeper of Hydra's is to know: of a key that is given twice the later one, and nothing that is ours."""
+    last = {
+        override.get_key_element().lstrip("+"): text
+        for text, override in zip(overrides, _parsed(overrides), strict=True)
+        if not override.key_or_group.startswith(("sweep.", "hydra.launcher", "hydra/launcher"))
+    }
+    return list(last.values())
+
+
 def fixed(overrides: Sequence[str]) -> list[str]:
     """Those that are the same in every job."""
     return [t for t, o in zip(overrides, _parsed(overrides), strict=True) if not o.is_sweep_override()]

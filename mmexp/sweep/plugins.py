@@ -19,10 +19,10 @@ from omegaconf import DictConfig
 
 from mmexp.config import Multirun, folders_of, resolvers, search_path, understand
 from mmexp.errors import ConfigError
-from mmexp.sweep.grid import value_of
+from mmexp.sweep.grid import for_the_search, value_of
 
 RunBatch = Callable[[Sequence[Sequence[str]]], Sequence[float | None]]
-"""Runs a job for each list of overrides and gives what each is judged by; None for one that failed, which Optuna notes as failed."""
+"""Runs a job for each list of overrides and gives what each is judged by; None for one that failed."""
 BASIC = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
          "hydra._internal.core_plugins.basic_launcher.BasicLauncher")  # fmt: skip
 """Hydra's defaults, whose work this room does itself."""
@@ -67,9 +67,14 @@ def search(asked: Multirun, sweep_dir: Path, first: Sequence[str], last: Sequenc
         last: Overrides that go after it.
         run_batch: Runs jobs.
     """
-    own = [text for text in asked.overrides if not text.startswith(("hydra.launcher", "hydra/launcher"))]
     with _hydra(asked) as (app, overrides):
-        line = [*overrides, *first, *_forced(asked, own), *last, f"hydra.sweep.dir='{sweep_dir}'"]
+        line = [
+            *overrides,
+            *first,
+            *_forced(asked, for_the_search(asked.overrides)),
+            *last,
+            f"hydra.sweep.dir='{sweep_dir}'",
+        ]
         config = app.compose_config(asked.config_name, line, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
         context = HydraContext(config_loader=app.config_loader, callbacks=Callbacks(config))
         sweeper = Plugins.instance().instantiate_sweeper(config=config, hydra_context=context, task_function=_no_task)

@@ -100,6 +100,7 @@ class Session:
                 self._executor = LocalScheduler(self.record, view, settings.n_jobs, gpus, settings.metric, held)
             else:
                 self._executor = Submitted(self.asked, self.record, view, settings.metric)
+            self._view: View = view
             try:
                 yield view
             except BaseException:  # raised again
@@ -122,6 +123,8 @@ class Session:
         """
         cells = [self.cell(overrides) for texts in batch for overrides in expand([t.lstrip("+") for t in texts], {})]
         plans = self.plan(cells)
+        for job in (job for job, _ in cells if job.number not in plans):
+            self._view.say(f"job {job.number} was chosen again; it counts as it came out")
         if isinstance(self._executor, LocalScheduler):
             self._executor.free = list(self._gpus or [])
         self.run([job for job, _ in cells], plans)

@@ -6,7 +6,7 @@ import pytest
 
 from mmexp.errors import ConfigError
 from mmexp.sweep import grid
-from mmexp.sweep.grid import alternatives, fixed, own_overrides, value_of
+from mmexp.sweep.grid import alternatives, fixed, for_the_search, own_overrides, value_of
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
@@ -57,6 +57,7 @@ def test_parts_of_a_command_line() -> None:
     assert alternatives(line, "llm") == [None]
     assert fixed(line) == line[2:]
     assert own_overrides(line) == line[3:]
+    assert for_the_search([*line, "hydra/launcher=x", "++llm=none"]) == [*line[:2], "++llm=none", line[4]]
     assert value_of(["experiments=[a,b]"], "experiments") == "a+b"
     assert value_of(["experiments=null"], "experiments") is None
     assert value_of(line, "experiments") is None
