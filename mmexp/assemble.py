@@ -86,7 +86,7 @@ class Experiment:
             return run
         os.environ[RUN_ID] = run.path.name  # for the processes that this one may start
         run.lock()
-        own = ("run_id", "resume", "inexact_resume")
+        own = ("run_id", "resume", "inexact_resume", "sweep")
         plain = redact({key: value for key, value in self.checked.plain.items() if key not in own})
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
         if run.config.is_file():

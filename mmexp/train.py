@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import replace
 
-from mmexp.config import Invocation, launch
+from mmexp.config import Invocation, Multirun, launch
 
 
 def body(invocation: Invocation) -> None:
@@ -63,5 +63,12 @@ def train(invocation: Invocation) -> None:
     finish(run, results, write_report(run.path))
 
 
+def sweep(asked: Multirun) -> int:
+    """A run for each combination of swept values."""
+    from mmexp.sweep import plan_train, run_sweep
+
+    return run_sweep(asked, plan_train)
+
+
 if __name__ == "__main__":
-    launch(body, config_name="train", module="mmexp.train")
+    launch(body, config_name="train", module="mmexp.train", sweep=sweep)

@@ -1,9 +1,12 @@
 """From YAML and the command line to checked objects, through one door. Nothing here imports torch."""
 
+from mmexp.config import resolvers
 from mmexp.config.check import Checked, check, check_besides, check_own, load_run_config, resolve
 from mmexp.config.cli import Invocation, compose, launch
 from mmexp.config.instantiate import instantiate, registered_targets
-from mmexp.config.paths import conf_dir, parts_dir
+from mmexp.config.multirun import Multirun, SweepConfig
+from mmexp.config.overrides import understand
+from mmexp.config.paths import conf_dir, folders_of, parts_dir, search_path
 from mmexp.config.redact import localize, redact, redact_overrides, redact_text
 from mmexp.config.spine import (
     ChatConfig,
@@ -31,14 +34,17 @@ __all__ = [
     "DoctorConfig",
     "EvaluateConfig",
     "Invocation",
+    "Multirun",
     "PreviewConfig",
     "RunConfig",
     "StageConfig",
+    "SweepConfig",
     "check",
     "check_besides",
     "check_own",
     "compose",
     "conf_dir",
+    "folders_of",
     "instantiate",
     "launch",
     "load_run_config",
@@ -50,4 +56,7 @@ __all__ = [
     "redact_text",
     "registered_targets",
     "resolve",
+    "resolvers",
+    "search_path",
+    "understand",
 ]

@@ -23,8 +23,9 @@ from mmexp.config import resolvers
 from mmexp.config.check import check
 from mmexp.config.help import help_text
 from mmexp.config.instantiate import registered_targets
+from mmexp.config.multirun import Multirun
 from mmexp.config.overrides import CommandLine, understand
-from mmexp.config.paths import conf_dir
+from mmexp.config.paths import conf_dir, folders_of, search_path
 from mmexp.config.spine import (
     DataCheckConfig,
     DataConvertConfig,
@@ -75,6 +76,7 @@ def launch(
     module: str,
     argv: Sequence[str] | None = None,
     bare: str | None = None,
+    sweep: Callable[[Multirun], int] | None = None,
 ) -> None:
     """Composes `config_name` with the command line and calls `body`; never shows a traceback for a user's mistake.
 
@@ -84,12 +86,13 @@ def launch(
         module: What `python -m` runs; a sweep starts each job with it.
         argv: Arguments; None takes the process's own.
         bare: Key of a list that words without `=` belong to.
+        sweep: Schedules the jobs of `-m`, and returns the exit code; without it they follow each other, unrecorded.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # lengths change with every step, and with them what is asked for
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
-        _launch(body, config_name, module, args if bare is None else gather(args, bare))
+        _launch(body, config_name, module, args if bare is None else gather(args, bare), sweep)
     except MmexpError as error:
         _stop(f"{type(error).__name__}: {error}", USER_MISTAKE)
     except (HydraException, OmegaConfBaseException) as error:
@@ -121,20 +124,28 @@ def gather(args: Sequence[str], key: str) -> list[str]:
     return [*(arg for arg in args if arg not in bare), f"{key}=[{','.join(quoted)}]"]
 
 
-def compose(config_name: str, overrides: Sequence[str], config_dir: str | None = None) -> Invocation:
+def compose(
+    config_name: str, overrides: Sequence[str], config_dir: str | None = None, *, with_hydra: bool = False
+) -> Invocation:
     """The configuration that a command line with these overrides means, for notebooks and tests too.
+
+    Args:
+        config_name: Primary configuration, e.g. `train`.
+        overrides: As typed.
+        config_dir: The user's own folder of choices.
+        with_hydra: Whether Hydra's own node, which says how to sweep, is kept.
 
     Raises:
         ConfigError: every mistake in groups, choices and top-level keys; with such a mistake, also every other one.
     """
-    folders = _folders(config_dir)
+    folders = folders_of(config_dir)
     line = understand(overrides, config_name, folders)
     if line.errors:
         _report_all(line, config_name, folders)
     if line.has_default_scale:
         _say_scale()
     return Invocation(
-        cfg=_compose(config_name, line.overrides, folders),
+        cfg=_compose(config_name, line.overrides, folders, with_hydra=with_hydra),
         overrides=list(overrides),
         registered=registered_targets(folders),
         config_dir=config_dir,
@@ -147,11 +158,10 @@ def _say_scale() -> None:
     sys.stderr.write("scale=paper, the published size; scale=shapes is the laptop twin of any recipe\n")
 
 
-def _compose(config_name: str, overrides: list[str], folders: list[Path]) -> DictConfig:
+def _compose(config_name: str, overrides: list[str], folders: list[Path], *, with_hydra: bool = False) -> DictConfig:
     resolvers.register()
-    search = ",".join(f"'file://{folder}'" for folder in (*folders[1:], Path(".")))
     with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
-        return hydra.compose(config_name, [f"hydra.searchpath=[{search}]", *overrides])
+        return hydra.compose(config_name, [search_path(folders), *overrides], return_hydra_config=with_hydra)
 
 
 def _report_all(line: CommandLine, config_name: str, folders: list[Path]) -> None:
@@ -165,10 +175,22 @@ def _report_all(line: CommandLine, config_name: str, folders: list[Path]) -> Non
     raise ConfigError.collect(line.errors)
 
 
-def _launch(body: Callable[[Invocation], None], config_name: str, module: str, args: list[str]) -> None:
+def _launch(
+    body: Callable[[Invocation], None],
+    config_name: str,
+    module: str,
+    args: list[str],
+    sweep: Callable[[Multirun], int] | None,
+) -> None:
     parsed = get_args_parser().parse_intermixed_args(args)
+    resumes = any(text.lstrip("+").startswith("sweep.resume=") for text in parsed.overrides)
     if parsed.help:
-        print(help_text(module, config_name, _folders(parsed.config_dir)))
+        print(help_text(module, config_name, folders_of(parsed.config_dir)))
+    elif sweep and (parsed.multirun or resumes) and not (parsed.cfg or parsed.info):
+        asked = Multirun(
+            module=module, config_name=config_name, overrides=parsed.overrides, config_dir=parsed.config_dir
+        )
+        _stop("", sweep(asked))
     elif parsed.cfg == "job" and not parsed.multirun:
         print(_shown(parsed, compose(config_name, parsed.overrides, parsed.config_dir).cfg))
     elif parsed.cfg or parsed.info or parsed.hydra_help or parsed.multirun or parsed.shell_completion:
@@ -183,7 +205,7 @@ def _shown(parsed: argparse.Namespace, cfg: DictConfig) -> str:
 
 
 def _hand_to_hydra(parsed: argparse.Namespace, config_name: str, module: str, args: list[str]) -> None:
-    line = understand(parsed.overrides, config_name, _folders(parsed.config_dir))
+    line = understand(parsed.overrides, config_name, folders_of(parsed.config_dir))
     if line.errors:
         raise ConfigError.collect(line.errors)
     resolvers.register()
@@ -221,22 +243,6 @@ def _job(module: str, flags: list[str], failed: list[str]) -> None:
         raise KeyboardInterrupt
     if done.returncode:
         failed.append(f"{' '.join(overrides)} (exit code {done.returncode})")
-
-
-def _folders(config_dir: str | None) -> list[Path]:
-    if config_dir is None:
-        return [conf_dir()]
-    folder = Path(config_dir).expanduser().resolve()
-    if not folder.is_dir():
-        raise ConfigError(f"no such folder: {config_dir}", expected="a folder of groups", where="--config-dir")
-    ours = conf_dir()
-    for file in (file.relative_to(folder) for file in sorted(folder.rglob("*.yaml"))):
-        if (ours / file).is_file():
-            message = f"{file} has the name of one of ours, which goes first"
-            raise ConfigError(
-                message, expected="names of your own", where="--config-dir", fix=f"rename {folder / file}"
-            )
-    return [ours, folder]
 
 
 def _stop(message: str, code: int) -> None:

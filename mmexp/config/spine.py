@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from mmexp.config.multirun import SweepConfig
 from mmexp.errors import ConfigError
 
 COMPONENTS = ("encoder", "connector", "llm", "template", "data", "objective", "optim", "trainer")
@@ -212,6 +213,8 @@ class RunConfig:
     versions of packages are not those of its checkpoint. The manifest then says what differs."""
     paths: PathsConfig = field(default_factory=PathsConfig)
     """Folders."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """How `-m` schedules jobs."""
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     """How samples become batches."""
     stage: StageConfig
