@@ -183,15 +183,18 @@ def _launch(
     sweep: Callable[[Multirun], int] | None,
 ) -> None:
     parsed = get_args_parser().parse_intermixed_args(args)
+    if parsed.multirun and (parsed.cfg or parsed.info):
+        shown = "--cfg" if parsed.cfg else "--info"
+        raise ConfigError(f"-m with {shown}", expected="one of them", where="command line", fix="leave out -m")
     resumes = any(text.lstrip("+").startswith("sweep.resume=") for text in parsed.overrides)
     if parsed.help:
         print(help_text(module, config_name, folders_of(parsed.config_dir)))
-    elif sweep and (parsed.multirun or resumes) and not (parsed.cfg or parsed.info):
+    elif sweep and (parsed.multirun or (resumes and not (parsed.cfg or parsed.info))):
         asked = Multirun(
             module=module, config_name=config_name, overrides=parsed.overrides, config_dir=parsed.config_dir
         )
         _stop("", sweep(asked))
-    elif parsed.cfg == "job" and not parsed.multirun:
+    elif parsed.cfg == "job":
         print(_shown(parsed, compose(config_name, parsed.overrides, parsed.config_dir).cfg))
     elif parsed.cfg or parsed.info or parsed.hydra_help or parsed.multirun or parsed.shell_completion:
         _hand_to_hydra(parsed, config_name, module, args)

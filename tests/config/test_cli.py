@@ -109,6 +109,14 @@ def test_a_sweep_runs_each_job_once_in_its_own_process(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} <= {"my_command.py", "__pycache__"}
 
 
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["--info"]])
+def test_a_sweep_that_is_only_to_be_shown_is_one_mistake(folder: Path, flags: list[str]) -> None:
+    done = call(folder, "-m", "seed=1,2", *flags)
+    assert done.returncode == 2
+    assert f"-m with {flags[0]}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_sweep_with_a_mistake_starts_nothing(folder: Path) -> None:
     done = call(folder, "connector=linear,mlp3x", "-m")
     assert done.returncode == 2
