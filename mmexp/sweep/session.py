@@ -158,6 +158,7 @@ class Session:
         left = [job for job in self.jobs if job.status != "finished"]
         record.status = "interrupted" if stopped_by else "failed" if left else "finished"
         record.save()
+        view.end()
         statuses = [job.status for job in record.jobs]
         view.say("jobs: " + ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)))
         for job in (job for job in left if job.status != "queued"):
