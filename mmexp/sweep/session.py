@@ -110,7 +110,7 @@ class Session:
 
     def run(self, jobs: Sequence[Job], plans: dict[int, list[Step]]) -> None:
         """Runs those that have a plan."""
-        todo = [job for job in jobs if job.number in plans]
+        todo = [job for number, job in {job.number: job for job in jobs}.items() if number in plans]
         self.jobs += todo
         self._executor.run(todo, plans)
 
