@@ -47,8 +47,9 @@ def run_sweep(asked: Multirun, planner: Planner) -> int:
     resumed, asked = _resumed(asked)
     require_installed(asked.overrides)
     grid, setup = _understood(asked)
-    if resumed is None and setup.settings.dir and (Path(setup.settings.dir) / "sweep.json").is_file():
-        resumed = load_record(Path(setup.settings.dir).expanduser())
+    given = Path(setup.settings.dir).expanduser() if setup.settings.dir else None
+    if resumed is None and given and (given / "sweep.json").is_file():
+        resumed = load_record(given)
     session = Session(asked, resumed or _new(asked, setup), planner, setup)
     return _run_grid(session, grid, resumed is not None) if setup.is_grid else _run_search(session)
 
@@ -63,6 +64,8 @@ def _run_grid(session: Session, grid: list[list[str]], is_resumed: bool) -> int:
             where=str(session.record.path),
             fix="sweep.resume=DIR alone continues it; without it this is a new sweep",
         )
+    if len({job.number for job, _ in cells}) == len(session.record.jobs):  # all there is, and perhaps more
+        session.record.overrides = redact_overrides(session.asked.overrides)
     plans = session.plan(cells)
     with session.opened(len(plans)) as view:
         session.run([job for job, _ in cells], plans)

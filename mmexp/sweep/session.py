@@ -110,7 +110,7 @@ class Session:
 
     def run(self, jobs: Sequence[Job], plans: dict[int, list[Step]]) -> None:
         """Runs those that have a plan."""
-        todo = [job for job in jobs if job.number in plans]
+        todo = [job for number, job in {job.number: job for job in jobs}.items() if number in plans]
         self.jobs += todo
         self._executor.run(todo, plans)
 
@@ -158,6 +158,7 @@ class Session:
         left = [job for job in self.jobs if job.status != "finished"]
         record.status = "interrupted" if stopped_by else "failed" if left else "finished"
         record.save()
+        view.end()
         statuses = [job.status for job in record.jobs]
         view.say("jobs: " + ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)))
         for job in (job for job in left if job.status != "queued"):

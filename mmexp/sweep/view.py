@@ -41,6 +41,10 @@ class View:
         return self
 
     def __exit__(self, *args: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """The table as it stands, whole; what is said from now on comes below it. Again is harmless."""
         if self._live is not None:
             self._live.update(self._table(whole=True), refresh=True)
             self._live.stop()
@@ -69,7 +73,7 @@ class View:
     def _table(self, *, whole: bool = False) -> Table:
         jobs = self.record.jobs
         done = sum(job.status == "finished" for job in jobs)
-        table = Table(title=f"{self.record.name}: {done} of {len(jobs)} jobs", title_justify="left")
+        table = Table(title=f"{self.record.name}: {done} of {len(jobs)} jobs finished", title_justify="left")
         for name in ("job", "overrides", "status", "progress or result", "s"):
             table.add_column(name, justify="right" if name in ("job", "s") else "left", overflow="fold")
         shown = jobs if whole else _most_telling(jobs, max(3, self.console.height - _AROUND))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ import pytest
 from PIL import Image
 
 from mmexp.config import Multirun, conf_dir
-from mmexp.errors import ConfigError, MmexpError
+from mmexp.errors import CheckpointError, ConfigError, MmexpError
 from mmexp.pipeline import Planner
-from mmexp.sweep import plan_train, run_sweep
+from mmexp.sweep import Step, plan_train, run_sweep
+from tests.sweep.conftest import FINISH, program
 
 TINY = ["encoder=tiny", "llm=tiny", "logger=none", "evaluation=none", "data=llava_json", "data.path=rows.json"]
 STUDY = """# @package _global_
@@ -138,6 +140,35 @@ def test_stages_are_shared_where_all_that_decides_them_is_equal(folder: Path) ->
     assert str(other[1].run) == "outputs/b/llava15_instruct_lora/r1"
     assert not {step.run for step in seeded} & {step.run for step in plain}
     assert again == plain
+
+
+def plan_programs(overrides: Sequence[str], config_dir: str | None, run_id: str) -> list[Step]:
+    """Seed 2 fails until there is a file called `mended`; the others do nothing."""
+    fails = "seed=2" in overrides and not Path("mended").exists()
+    return [program("raise ValueError('seed two')" if fails else FINISH, Path("outputs") / run_id)]
+
+
+def test_going_on_runs_what_is_missing_and_takes_further_values(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_sweep(asked(*TINY, "seed=1,2,1"), plan_programs) == 1
+    [sweep] = folder.glob("outputs/sweeps/*")
+    assert "ValueError: seed two" in capsys.readouterr().out
+    assert statuses(folder) == ["finished", "failed"]
+    log = sweep / "jobs" / "0.log"
+    before = log.stat()
+    (folder / "mended").touch()
+    assert run_sweep(asked(*TINY, "seed=1,2,3", f"sweep.resume={sweep}"), plan_programs) == 0
+    assert statuses(folder) == ["finished"] * 3
+    assert "2 of 3 jobs to run" in capsys.readouterr().out
+    assert log.stat() == before
+    assert [job["run_id"] for job in record(folder)["jobs"]] == [f"{sweep.name}-0{number}" for number in range(3)]
+    assert run_sweep(asked(f"sweep.resume={sweep}"), plan_programs) == 0
+    assert "0 of 3 jobs to run" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="none of these jobs"):
+        run_sweep(asked(*TINY, "seed=7", f"sweep.resume={sweep}"), plan_programs)
+    with pytest.raises(CheckpointError, match=r"a sweep of mmexp\.train"):
+        run_sweep(asked(f"sweep.resume={sweep}", module="mmexp.pipeline"), plan_programs)
 
 
 @pytest.mark.slow
