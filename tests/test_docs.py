@@ -66,9 +66,12 @@ def test_readme_commands_run_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_run(notebook: Path, tmp_path: Path) -> None:
+def test_notebooks_run(
+    notebook: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import nbformat
     from nbclient import NotebookClient
 
+    monkeypatch.setenv("MMEXP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))  # the world is rendered once
     content = nbformat.read(notebook, as_version=4)
-    NotebookClient(content, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(content, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
