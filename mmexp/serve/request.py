@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from mmexp.contracts import Medium, Part, Sample, Text, Turn
@@ -96,6 +97,8 @@ def read_request(body: bytes, model: str, config: ServeConfig) -> ChatRequest:
 def _json(body: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(body)
+        if b"\\ud" in body.lower():  # half of a pair of surrogates is no text, and no tokenizer takes it
+            json.dumps(fields, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise invalid(f"the body is no JSON ({error})"[:200], code="invalid_json") from None
     if not isinstance(fields, dict):
@@ -148,7 +151,9 @@ def _turns(messages: Any, config: ServeConfig) -> tuple[Turn, ...]:
     if not isinstance(messages, list) or not messages:
         raise invalid("`messages` must be a list of {role, content}, with at least one", "messages")
     if len(messages) > config.max_messages:
-        raise invalid(f"{len(messages)} messages, and {config.max_messages} are allowed", "messages", "too_many_messages")
+        raise invalid(
+            f"{len(messages)} messages, and {config.max_messages} are allowed", "messages", "too_many_messages"
+        )
     for message in messages:
         _refuse_addresses(message)
     try:
@@ -184,7 +189,7 @@ def _with_pictures_first(turn: Turn) -> Turn:
     """Pictures that stand before or behind all of the text go in front of it, with a line break between, as in
     `mmexp.chat` and in LLaVA's data; pictures between texts stay where they are."""
     kinds = [isinstance(part, Medium) for part in turn.parts]
-    if True not in kinds or False not in kinds or sum(a != b for a, b in zip(kinds, kinds[1:], strict=False)) > 1:
+    if True not in kinds or False not in kinds or sum(a != b for a, b in pairwise(kinds)) > 1:
         return turn
     texts: list[Part] = [part for part in turn.parts if not isinstance(part, Medium)]
     return Turn(role=turn.role, parts=(*turn.media, Text(text="\n"), *texts))
