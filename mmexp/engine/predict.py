@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmexp.contracts import Sample, Turn
+from mmexp.contracts import Item, Sample, Turn
 from mmexp.data import Collator
 from mmexp.engine.log import console
 from mmexp.engine.matcher import Matcher
@@ -16,7 +16,7 @@ from mmexp.errors import ConfigError
 from mmexp.evaluation import BenchmarkConfig, evaluate, merge_results
 from mmexp.evaluation.asking import Share
 from mmexp.evaluation.runner import Results
-from mmexp.llm import Sampling
+from mmexp.llm import Sampling, Watch
 from mmexp.model.together import Continuations
 from mmexp.prompt import common_length
 
@@ -47,7 +47,7 @@ class Generator:
         groups = self._groups(layouts)
         items = [processor.load(layouts[members[0]], samples[members[0]]) for members, _ in groups]
         batch = self.collate(items).to(self.device)
-        tokenizer, sampling = self.plan.hf_tokenizer, self._ending(sampling)
+        tokenizer, sampling = self.plan.hf_tokenizer, self.ending(sampling)
         if len(groups) == len(samples):
             return self.model.generate(batch, tokenizer, sampling)
         members = [member for each, _ in groups for member in each]
@@ -94,14 +94,19 @@ class Generator:
         """The answer to one conversation, handed out as it comes."""
         item = self.plan.processor.encode_prompt(tuple(turns), id="chat")
         batch = self.collate([item]).to(self.device)
-        return self.model.generate(batch, self.plan.hf_tokenizer, self._ending(sampling), on_text)[0]
+        return self.model.generate(batch, self.plan.hf_tokenizer, self.ending(sampling), on_text)[0]
+
+    def answer(self, items: Sequence[Item], sampling: Sampling, watch: Watch) -> None:
+        """Makes the answers to some prompts; `watch` gets their tokens and may end them."""
+        batch = self.collate(items).to(self.device)
+        self.model.generate(batch, self.plan.hf_tokenizer, self.ending(sampling), watch=watch)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def _ending(self, sampling: Sampling) -> Sampling:
+    def ending(self, sampling: Sampling) -> Sampling:
         """The sampling with what ends an answer in this template."""
         template, tokenizer = self.plan.template, self.plan.tokenizer
         return replace(sampling, stop=sampling.stop or template.stop, stop_ids=tokenizer.stop_ids(template))

@@ -1,6 +1,6 @@
 """Language models: embeddings to hidden states to text, behind one small contract."""
 
-from mmexp.llm.base import Llm, LlmConfig, Sampling
+from mmexp.llm.base import Llm, LlmConfig, Sampling, Watch
 from mmexp.llm.causal import CausalConfig, CausalLlm
 from mmexp.llm.checkpoint import LlmCheckpoint, load_tokenizer
 from mmexp.llm.none import NoLlm, NoLlmConfig
@@ -24,6 +24,7 @@ __all__ = [
     "Seq2SeqLlm",
     "Storage",
     "TinyLlmConfig",
+    "Watch",
     "load_tokenizer",
     "new_rows",
     "num_weights",

@@ -70,6 +70,18 @@ class Beginning(NamedTuple):
     """int64[B], for each prompt which of the G beginnings it has"""
 
 
+class Watch(Protocol):
+    """Sees every step in which B answers are made, and may end any of them."""
+
+    def look(self, scores: Tensor) -> None:
+        """float[B, V], from which the next tokens are about to be chosen."""
+        ...
+
+    def take(self, ids: Tensor) -> Tensor:
+        """int64[B], the tokens that were chosen (of an ended answer any), to bool[B], which answers end with them."""
+        ...
+
+
 class Llm(Protocol):
     """What the rest of mmexp may call on a built LLM."""
 
@@ -123,9 +135,11 @@ class Llm(Protocol):
         sampling: Sampling,
         on_text: Callable[[str], None] | None = None,
         beginning: Beginning | None = None,
+        watch: Watch | None = None,
     ) -> list[str]:
         """Answers to B prompts, float[B, T, D] left-padded with `mask` int64[B, T]; `on_text` gets text as it comes.
 
-        With `beginning`, both pieces of each prompt are left-padded, and what is common is computed once.
+        With `beginning`, both pieces of each prompt are left-padded, and what is common is computed once. `watch` goes
+        without beams; only a server asks for it.
         """
         ...

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from mmexp.contracts import LlmSpec
-    from mmexp.llm.base import Beginning, Sampling
+    from mmexp.llm.base import Beginning, Sampling, Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,5 +130,6 @@ class CausalLlm(nn.Module):
         sampling: Sampling,
         on_text: Callable[[str], None] | None = None,
         beginning: Beginning | None = None,
+        watch: Watch | None = None,
     ) -> list[str]:
-        return generate_text(self.model, embeds, mask, tokenizer, sampling, on_text, beginning)
+        return generate_text(self.model, embeds, mask, tokenizer, sampling, on_text, beginning, watch)

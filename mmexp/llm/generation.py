@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmexp.llm.base import Beginning, Sampling
+    from mmexp.llm.base import Beginning, Sampling, Watch
 
 
 @torch.inference_mode()
@@ -22,6 +22,7 @@ def generate_text(
     sampling: Sampling,
     on_text: Callable[[str], None] | None = None,
     beginning: Beginning | None = None,
+    watch: Watch | None = None,
 ) -> list[str]:
     """Answers to B prompts; see `mmexp.llm.base.Llm.generate`.
 
@@ -29,8 +30,11 @@ def generate_text(
     answer at once.
     """
     beams = sampling.num_beams > 1
-    streamer = TextStream(tokenizer, on_text, sampling.stop) if on_text and not beams else None
+    stops = (sampling.stop,) if sampling.stop else ()
+    streamer = TextStream(tokenizer, on_text, stops) if on_text and not beams else None
     settings = _settings(tokenizer, sampling)
+    if watch is not None:
+        settings |= _watched(watch)
     if beginning is not None:
         settings["past_key_values"] = _read(model, embeds, mask, beginning, sampling.num_beams)
     devices = [embeds.device] if embeds.is_cuda else []
@@ -83,23 +87,72 @@ def _settings(tokenizer: Any, sampling: Sampling) -> dict[str, Any]:
     return settings
 
 
-class TextStream:
-    """Hands out text as soon as it can no longer change, and nothing from the stop string on."""
+def _watched(watch: Watch) -> dict[str, Any]:
+    """What makes `generate` of transformers show every step to a watch, and end the answers that it ends."""
+    from transformers import LogitsProcessorList, StoppingCriteriaList
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None], stop: str | None) -> None:
-        self.tokenizer, self.on_text, self.stop = tokenizer, on_text, stop
+    def look(_: Tensor, scores: Tensor) -> Tensor:
+        watch.look(scores)
+        return scores
+
+    def ended(ids: Tensor, _: Any, **kwargs: Any) -> Tensor:
+        return watch.take(ids[:, -1])
+
+    return {
+        "logits_processor": LogitsProcessorList([look]),  # type: ignore[list-item]  # anything that can be called
+        "stopping_criteria": StoppingCriteriaList([ended]),  # type: ignore[list-item]
+    }
+
+
+class TextStream:
+    """Hands out the text of one answer as soon as it can no longer change, and nothing from a stop string on.
+
+    What was handed out at the end is the answer: without white space around it.
+
+    Args:
+        tokenizer: Of the LLM.
+        on_text: Gets each piece.
+        stops: Texts that end an answer.
+        shown: What was handed out before by another stream of the same answer.
+    """
+
+    def __init__(
+        self, tokenizer: Any, on_text: Callable[[str], None], stops: Sequence[str] = (), shown: str = ""
+    ) -> None:
+        self.tokenizer, self.on_text, self.stops = tokenizer, on_text, tuple(stops)
         self.ids: list[int] = []
-        self.shown = ""
+        self.shown = shown
+        self.is_stopped = False
+        """Whether a stop string was said."""
 
     def put(self, ids: Tensor) -> None:
         """Takes the next tokens."""
-        self.ids += ids.flatten().tolist()
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True).lstrip()
-        if self.stop:
-            text = text.split(self.stop)[0]
-        if not text.endswith("\ufffd") and len(text) > len(self.shown):  # half of a character: wait for the rest
-            self.on_text(text[len(self.shown) :])
-            self.shown = text
+        self.add(ids.flatten().tolist())
+
+    def add(self, ids: list[int]) -> None:
+        """As `put`, with plain numbers."""
+        self.ids += ids
+        text = self._text()
+        if not text.endswith("\ufffd"):  # half of a character: wait for the rest
+            self._show(text[: len(text) - self._num_held(text)])
 
     def end(self) -> None:
         """Called once after the last token."""
+        self._show(self._text())
+
+    def _text(self) -> str:
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        ends = [place for place in map(text.find, self.stops) if place >= 0]
+        self.is_stopped = bool(ends)
+        return text[: min(ends)] if ends else text
+
+    def _num_held(self, text: str) -> int:
+        """Characters at the end that may be the beginning of a stop string."""
+        sizes = (size for stop in self.stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
+        return 0 if self.is_stopped else max(sizes, default=0)
+
+    def _show(self, text: str) -> None:
+        text = text.strip()  # white space at the end is none of the answer, unless more follows
+        if len(text) > len(self.shown):
+            self.on_text(text[len(self.shown) :])
+            self.shown = text

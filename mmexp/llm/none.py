@@ -11,7 +11,7 @@ from torch import nn
 from mmexp import hub
 from mmexp.contracts import LlmSpec
 from mmexp.errors import ConfigError
-from mmexp.llm.base import Beginning, Sampling
+from mmexp.llm.base import Beginning, Sampling, Watch
 from mmexp.llm.checkpoint import load_tokenizer
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class NoLlm(nn.Module):
         sampling: Sampling,
         on_text: Callable[[str], None] | None = None,
         beginning: Beginning | None = None,
+        watch: Watch | None = None,
     ) -> list[str]:
         _refuse()
 

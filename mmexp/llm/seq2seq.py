@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from mmexp.contracts import LlmSpec
-    from mmexp.llm.base import Beginning, Sampling
+    from mmexp.llm.base import Beginning, Sampling, Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +174,7 @@ class Seq2SeqLlm(nn.Module):
         sampling: Sampling,
         on_text: Callable[[str], None] | None = None,
         beginning: Beginning | None = None,
+        watch: Watch | None = None,
     ) -> list[str]:
         assert beginning is None  # the encoder reads a prompt in both directions
-        return generate_text(self.model, embeds, mask, tokenizer, sampling, on_text)
+        return generate_text(self.model, embeds, mask, tokenizer, sampling, on_text, watch=watch)

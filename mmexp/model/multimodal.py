@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from mmexp.contracts import IGNORE, Batch, EncoderSpec, Output
-from mmexp.llm import Sampling
+from mmexp.llm import Sampling, Watch
 from mmexp.model.splice import arrange, left_pad, splice, take_part
 from mmexp.model.together import Continuations
 
@@ -161,15 +161,17 @@ class MultimodalModel(nn.Module):
         sampling: Sampling,
         on_text: Callable[[str], None] | None = None,
         continuations: Continuations | None = None,
+        watch: Watch | None = None,
     ) -> list[str]:
         """One answer for each sample of a padded batch of prompts (one segment in each row), or for each of the
-        `continuations` of its rows."""
+        `continuations` of its rows; `on_text` and `watch` are as in `Llm.generate`."""
         embeds, _ = self.embed(batch)
         if continuations is not None:
             rows, mask, beginning = continuations.lay_out(embeds, self.llm.embed)
             return self.llm.generate(rows, mask, tokenizer, sampling, on_text, beginning)
         rows, mask = left_pad(embeds, [sum(lengths) for lengths in batch.segment_lengths])
-        return self.llm.generate(rows, mask, tokenizer, sampling, on_text)
+        more = {} if watch is None else {"watch": watch}  # an LLM that is never served need not know it
+        return self.llm.generate(rows, mask, tokenizer, sampling, on_text, **more)
 
     @torch.inference_mode()
     def score(self, batch: Batch) -> list[float]:
