@@ -2,6 +2,7 @@
 
 from mmexp.config.check import Checked, check, check_besides, check_own, load_run_config, resolve
 from mmexp.config.cli import Invocation, compose, launch
+from mmexp.config.inspecting import InspectConfig
 from mmexp.config.instantiate import instantiate, registered_targets
 from mmexp.config.paths import conf_dir, parts_dir
 from mmexp.config.redact import localize, redact, redact_overrides, redact_text
@@ -30,6 +31,7 @@ __all__ = [
     "DataFetchConfig",
     "DoctorConfig",
     "EvaluateConfig",
+    "InspectConfig",
     "Invocation",
     "PreviewConfig",
     "RunConfig",

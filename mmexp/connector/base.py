@@ -20,8 +20,8 @@ class ConnectorConfig(Protocol):
     One whose output for a picture hardly changes while its last layers train says so for the feature cache, as an
     encoder does: `trunk` names the child, and its module has that child as `trunk` and the rest as `finish`.
 
-    One whose soft tokens attend to the patches can show it: its module has `query_maps`, which takes what `forward` takes
-    and gives float32[M, layers, heads, N, P], the attention of each soft token's query to each patch.
+    One whose soft tokens attend to the patches can show it: its module has `query_maps`, which takes what `forward`
+    takes and gives float32[M, layers, heads, N, P], the attention of each soft token's query to each patch.
     """
 
     def num_soft_tokens(self, encoder: EncoderSpec) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmexp.contracts import Box, Sample, Text, Turn
+from mmexp.contracts import Box, Sample, Turn
 from mmexp.data import Collator
 from mmexp.errors import ConfigError, DataError
 from mmexp.inspection.lens import Words, by_embedding, by_head, word
@@ -149,7 +149,7 @@ def _question(sample: Sample) -> tuple[Turn, ...]:
     turns = sample.turns[: last + 1]
     if not any(medium.modality == _MODALITY for turn in turns for medium in turn.media):
         raise DataError("no question about a picture", expected="a user turn, and a picture in it or before",
-                        where=f"sample {sample.id}", fix="ids=[...] of samples with a picture, or image= and prompt=")  # fmt: skip
+                        where=f"sample {sample.id}", fix="ids=[...] of others, or image= and prompt=")  # fmt: skip
     return turns
 
 
@@ -206,11 +206,3 @@ def _lens(llm: CausalLlm, plan: Plan, hidden: Tensor, num_words: int, num_layers
 def _named(plan: Plan, words: Words) -> list[list[tuple[str, float]]]:
     pairs = zip(words.ids.tolist(), words.values.tolist(), strict=True)
     return [[(word(plan.hf_tokenizer, at), value) for at, value in zip(*row, strict=True)] for row in pairs]
-
-
-def own_sample(picture: Any, prompt: str) -> Sample:
-    """A question of the user's own."""
-    from mmexp.contracts import Medium
-
-    parts = (Medium(source=picture), Text(text=f"\n{prompt}"))
-    return Sample(id="own", turns=(Turn(role="user", parts=parts),))

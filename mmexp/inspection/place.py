@@ -86,7 +86,6 @@ class Slots:
             spread.index_add_(-1, source[there], values[..., there] * share[there])
         return spread.unflatten(-1, (self.num_views, self.num_soft))
 
-
     def first_slots(self) -> list[int]:
         """Per soft token (M * N) the first slot that holds it, -1 where none does."""
         found = [-1] * (self.num_views * self.num_soft)
