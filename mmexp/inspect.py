@@ -13,12 +13,13 @@ def body(invocation: Invocation) -> None:
     """Answers a few samples, and writes what the model did inside as a page, as pictures, or both."""
     from mmexp.assemble import experiment_of_run, finished_run
     from mmexp.engine import console, setup_logging
-    from mmexp.inspection import choose, look_inside, own_sample, page_html, rows, write_pictures
+    from mmexp.inspection import choose, look_inside, own_sample, page_html, require_visible, rows, write_pictures
 
     cfg = check_own(InspectConfig, invocation.cfg)
     setup_logging()
     run = finished_run(cfg.run, "run")
     exp = experiment_of_run(cfg.run, invocation.registered, skip=("optim", "trainer", "logger"))
+    require_visible(exp.plan)
     if cfg.image is not None and cfg.prompt is not None:
         source, samples = "a picture of your own", [own_sample(cfg.image, cfg.prompt)]
     else:

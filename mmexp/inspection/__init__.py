@@ -4,8 +4,19 @@ The page is data and a script; everything that is computed is plain PyTorch and 
 """
 
 from mmexp.inspection.draw import overlay, write_pictures
-from mmexp.inspection.look import Inside, View, look_inside
+from mmexp.inspection.look import Inside, View, look_inside, require_visible
 from mmexp.inspection.page import page_html
 from mmexp.inspection.samples import choose, own_sample, rows
 
-__all__ = ["Inside", "View", "choose", "look_inside", "overlay", "own_sample", "page_html", "rows", "write_pictures"]
+__all__ = [
+    "Inside",
+    "View",
+    "choose",
+    "look_inside",
+    "overlay",
+    "own_sample",
+    "page_html",
+    "require_visible",
+    "rows",
+    "write_pictures",
+]

@@ -33,7 +33,7 @@ class Words:
     """float32[K, k]: probability, or cosine"""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def by_head(llm: CausalLlm, hidden: Tensor, vocab_size: int, k: int) -> Words:
     """The likeliest words of hidden states float[K, D], as if no layer were left, with their probabilities.
 
@@ -50,7 +50,7 @@ def by_head(llm: CausalLlm, hidden: Tensor, vocab_size: int, k: int) -> Words:
     return _top(hidden, score, k)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def by_embedding(llm: CausalLlm, soft: Tensor, vocab_size: int, k: int) -> Words:
     """The words whose embeddings point most in the direction of soft tokens float[K, D], with the cosines."""
     ids = torch.arange(vocab_size, device=soft.device)

@@ -78,6 +78,20 @@ class Inside:
         return torch.einsum("alhmn,mng->alhmg", self.attention, self.queries.mean((1, 2)))
 
 
+def require_visible(plan: Plan) -> None:
+    """Says before any weight is read that a model cannot be looked into.
+
+    Raises:
+        ConfigError: its LLM is no decoder-only one, or it has no pictures.
+    """
+    if plan.spec.reads_apart or not plan.spec.width:
+        found = f"{plan.spec.model_type} reads with an encoder" if plan.spec.width else "this run has no LLM"
+        raise ConfigError(found, expected="a decoder-only LLM, whose answer attends to the picture itself",
+                          where="run.llm", fix="a run with llm=shapes_lm, vicuna7b, opt2_7b, ...")  # fmt: skip
+    if _MODALITY not in plan.inputs:
+        raise ConfigError("this run has no image branch", expected="a run with an encoder", where="run.encoder")
+
+
 def look_inside(
     model: MultimodalModel,
     plan: Plan,
@@ -98,17 +112,16 @@ def look_inside(
         num_lens_layers: Layers whose hidden states become words, evenly spaced, the first and the last included.
 
     Raises:
-        ConfigError: the run has no image branch, or its LLM cannot be looked into.
+        ConfigError: as `require_visible`, and where transformers does not show what is asked for.
         DataError: the sample has no question or no picture, or one that cannot be read.
     """
+    require_visible(plan)
     llm = require_causal(model.llm)
-    if _MODALITY not in plan.inputs:
-        raise ConfigError("this run has no image branch", expected="a run with an encoder", where="run")
     turns = _question(sample)
     item = plan.processor.encode_prompt(turns, id=sample.id, dataset=sample.dataset, meta=sample.meta)
     device = next(model.parameters()).device
     batch = Collator(pad_id=plan.tokenizer.pad_id, row="padded")([item]).to(device)
-    with torch.inference_mode():
+    with torch.no_grad():
         prompt, soft = model.embed(batch)
         ids = greedy_ids(llm, prompt, _room(plan, prompt, max_new_tokens), lambda found: _is_over(plan, found))
         text = torch.cat([prompt, llm.embed(torch.tensor([ids[:-1]], dtype=torch.long, device=device))], dim=1)
@@ -178,7 +191,7 @@ def _query_maps(branch: Any, batch: Any, plan: Plan) -> tuple[Tensor | None, Ten
     look = getattr(branch.connector, "query_maps", None)
     if look is None:
         return None, None
-    with torch.inference_mode():
+    with torch.no_grad():
         features = branch.features(*batch.encodes(_MODALITY))
         maps = look(features, *(batch.instruction(_MODALITY) or ())).cpu()
     front = plan.inputs[_MODALITY].spec.num_prefix

@@ -15,8 +15,8 @@ from mmexp.page import STYLE, embedded, script_hash
 
 _HERE = Path(__file__).parent
 _QUERIES = (
-    "<p>Queries: soft tokens of this connector come from queries, so an answer's attention to each of them is shared out "
-    "over the patches as that query's own attention is, in the mean over the connector's layers and heads.</p>"
+    "<p>Queries: soft tokens of this connector come from queries, so an answer's attention to each of them is shared "
+    "out over the patches as that query's own attention is, in the mean over the connector's layers and heads.</p>"
 )
 
 
@@ -36,7 +36,7 @@ def page_html(
     samples = [sample_data(each, layers) for each in found]
     colours = base64.b64encode(palette().tobytes()).decode("ascii")
     facts = (
-        f"{len(samples)} samples",
+        f"{len(samples)} sample{'s' * (len(samples) != 1)}",
         source,
         f"{found[0].attention.shape[1]} layers x {found[0].attention.shape[2]} heads",
     )

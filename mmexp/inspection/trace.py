@@ -42,12 +42,12 @@ def require_causal(llm: Any) -> CausalLlm:
         ConfigError: it is no decoder-only model.
     """
     if not isinstance(llm, CausalLlm):
-        raise ConfigError(f"{type(llm).__name__} cannot be looked into", expected="a run with a decoder-only LLM",
-                          where="run", fix="a run with llm=shapes_lm, vicuna7b, opt2_7b, ...")  # fmt: skip
+        raise ConfigError(f"{type(llm).__name__} cannot be looked into", expected="an LLM of transformers (CausalLlm)",
+                          where="run.llm")  # fmt: skip
     return llm
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def greedy_ids(
     llm: CausalLlm, embeds: Tensor, max_new_tokens: int, is_over: Callable[[Sequence[int]], bool]
 ) -> list[int]:
@@ -71,7 +71,7 @@ def greedy_ids(
     return ids
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def trace(llm: CausalLlm, embeds: Tensor, rows: Tensor, slots: Tensor) -> Trace:
     """Runs one text, float[1, T, D], once.
 
