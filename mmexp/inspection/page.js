@@ -19,6 +19,7 @@
   }
   function choice(label, names, values, onChange) {
     const select = make("select");
+    select.name = label;
     names.forEach((name, at) => { const option = make("option", "", name); option.value = values[at]; select.append(option); });
     select.addEventListener("change", onChange);
     return [add(make("label", "", label), select), select];
