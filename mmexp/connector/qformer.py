@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -159,8 +159,8 @@ class QformerConnector(nn.Module):
 
     def query_maps(self, features: Tensor, input_ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """As `forward`, to float32[M, layers, heads, Q, P]: each layer's cross-attention of queries to patches."""
-        layers = self.qformer.bert.encoder.layer
-        attends = [layer.crossattention.self for layer in layers if hasattr(layer, "crossattention")]  # type: ignore[union-attr]
+        layers: Any = self.qformer.bert.encoder.layer
+        attends = [layer.crossattention.self for layer in layers if hasattr(layer, "crossattention")]
         found: list[Tensor] = []
         with before_calls(attends, lambda attend, hidden, source, *_: found.append(attend.weights(hidden, source))):
             self(features, input_ids, mask)

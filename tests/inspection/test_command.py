@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmexp.config import InspectConfig, check_own, compose
+from mmexp.errors import ConfigError
+
 RUN = "outputs/default/align/one"
 
 
@@ -76,12 +79,8 @@ def test_a_picture_of_ones_own(folder: Path) -> None:
     [
         (["run=nowhere"], ["nowhere is no run directory", "try:"]),
         ([f"run={RUN}", "ids=[gone]"], ["no sample gone", "row0"]),
-        ([f"run={RUN}", "image=2.png"], ["image= without prompt=", "prompt"]),
         ([f"run={RUN}", "image=gone.png", "prompt=x"], ["gone.png", "cannot be opened"]),
-        ([f"run={RUN}", "n=0"], ["n: 0", "at least 1"]),
         ([f"run={RUN}", "n=1", "max_new_tokens=1", "layers=[7]"], ["layers: [7]", "0 to 1"]),
-        ([f"run={RUN}", "out=page.pdf"], ["page.pdf", "one .html file"]),
-        ([f"run={RUN}", "split=val"], ["no benchmark"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
 )
@@ -91,3 +90,22 @@ def test_mistakes_get_one_clear_answer(folder: Path, args: list[str], words: lis
     assert "Traceback" not in err
     for word in words:
         assert word in err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["image=a.png"], "image= without prompt="),
+        (["prompt=Why?"], "prompt= without image="),
+        (["image=a.png", "prompt=Why?", "ids=[a]"], "one of them"),
+        (["n=0"], "n: 0"),
+        (["max_new_tokens=0"], "max_new_tokens: 0"),
+        (["out=page.pdf"], "one .html file, one folder"),
+        (["out=[a.html,b.html]"], "one .html file, one folder"),
+        (["n=many"], "n"),
+    ],
+)
+def test_half_questions_are_refused(given: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_own(InspectConfig, compose("inspect", ["run=r", *given]).cfg)
+    assert check_own(InspectConfig, compose("inspect", ["run=r", "out=a.html"]).cfg).pages == [Path("a.html")]
