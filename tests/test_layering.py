@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(LINE_1, LINE_1),
     **dict.fromkeys(LINE_2, LINE_1),
     "page": LINE_1,
+    "inspection": BELOW_4 | {"page"},
     "model": LINE_1 | LINE_2,
     "data": LINE_1 | {"prompt"},
     **dict.fromkeys(LINE_4, BELOW_4),

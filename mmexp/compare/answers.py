@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,12 +67,6 @@ def answers(comparison: Comparison, letters: Sequence[str], max_samples: int) ->
         "texts": texts.entries,
         "pictures": pictures.table.entries,
     }
-
-
-def embedded(value: Any) -> str:
-    """JSON that is safe between script tags: no `<`, `>` or `&` in it, whatever the texts hold."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def is_graded(shared: Shared) -> bool:

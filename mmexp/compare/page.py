@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 
-from mmexp.compare.answers import answers, embedded
+from mmexp.compare.answers import answers
 from mmexp.compare.charts import Mark, pareto_chart
 from mmexp.compare.comparison import Comparison, front, sign
 from mmexp.compare.groups import value_of
 from mmexp.compare.page_curves import curve_figures
 from mmexp.compare.page_sweep import sweep_section
 from mmexp.compare.rows import COSTS, Cell, amount, figure, letters_of, p_text, sentence, short, table_rows
-from mmexp.page import STYLE
+from mmexp.page import STYLE, embedded, script_hash
 from mmexp.page.curves import line_key
 
 _HERE = Path(__file__).parent
@@ -35,11 +33,10 @@ def page_html(comparison: Comparison, max_samples: int) -> str:
     """
     letters = letters_of(comparison)
     script = (_HERE / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     num_runs = sum(len(group.records) for group in comparison.groups)
     title = f"{num_runs} runs in {len(comparison.groups)} groups"
     return Template((_HERE / "page.html").read_text(encoding="utf-8")).substitute(
-        script_hash=digest,
+        script_hash=script_hash(script),
         title=title,
         style="".join(file.read_text(encoding="utf-8") for file in (STYLE, _HERE / "page.css")),
         heading=title,

@@ -3,6 +3,7 @@
 from mmexp.config import resolvers
 from mmexp.config.check import Checked, check, check_besides, check_own, load_run_config, resolve
 from mmexp.config.cli import Invocation, compose, launch
+from mmexp.config.inspecting import InspectConfig
 from mmexp.config.instantiate import instantiate, registered_targets
 from mmexp.config.multirun import Multirun, SweepConfig
 from mmexp.config.overrides import understand
@@ -33,6 +34,7 @@ __all__ = [
     "DataFetchConfig",
     "DoctorConfig",
     "EvaluateConfig",
+    "InspectConfig",
     "Invocation",
     "Multirun",
     "PreviewConfig",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mmexp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from mmexp.contracts import EncoderSpec, InstructionSpec
 
@@ -17,6 +19,9 @@ class ConnectorConfig(Protocol):
 
     One whose output for a picture hardly changes while its last layers train says so for the feature cache, as an
     encoder does: `trunk` names the child, and its module has that child as `trunk` and the rest as `finish`.
+
+    One whose soft tokens attend to the patches can show it: its module has `query_maps`, which takes what `forward`
+    takes and gives float32[M, layers, heads, N, P], the attention of each soft token's query to each patch.
     """
 
     def num_soft_tokens(self, encoder: EncoderSpec) -> int:
@@ -60,3 +65,24 @@ def require_llm(llm_width: int) -> None:
             where="connector",
             fix="connector=qformer_full, or another llm",
         )
+
+
+@contextmanager
+def before_calls(modules: Iterable[nn.Module], on_call: Callable[..., Any]) -> Iterator[None]:
+    """While it is open, `on_call(module, *args)` is told what each of the modules is called with, call by call."""
+
+    def tell(module: nn.Module, args: tuple[Any, ...]) -> None:
+        on_call(module, *args)
+
+    handles = [module.register_forward_pre_hook(tell) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(width)) in float32: float[..., R, width] and float[..., S, width] to float32[..., R, S]."""
+    scores = query.float() @ key.float().transpose(-1, -2)
+    return (scores * query.shape[-1] ** -0.5).softmax(-1)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mmexp.connector.base import attention_weights, before_calls
 from mmexp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -97,6 +98,14 @@ class Perceiver(nn.Module):
             latents = latents + feed_forward(latents)
         return self.linear(self.norm(latents))
 
+    def query_maps(self, features: Tensor) -> Tensor:
+        """float[M, P, E] to float32[M, layers, heads, N, P]. A latent's rest up to 1 is what it takes from latents."""
+        found: list[Tensor] = []
+        attends = [layer[0] for layer in self.layers]  # type: ignore[index]  # each layer is a pair
+        with before_calls(attends, lambda attend, *args: found.append(attend.weights(*args))):
+            self(features)
+        return torch.stack(found, 1)
+
 
 class PerceiverAttention(nn.Module):
     """Queries from latents, keys and values from patches and latents together; no biases."""
@@ -113,14 +122,23 @@ class PerceiverAttention(nn.Module):
 
     def forward(self, media: Tensor, latents: Tensor) -> Tensor:
         """Patches float[M, P, E] and latents float[M, N, E] to what the latents take up, float[M, N, E]."""
+        taken = functional.scaled_dot_product_attention(*self._split(media, latents))
+        return self.to_out(taken.transpose(1, 2).flatten(2))
+
+    def weights(self, media: Tensor, latents: Tensor) -> Tensor:
+        """How much each latent takes from each patch: float32[M, heads, N, P]."""
+        query, key, _ = self._split(media, latents)
+        return attention_weights(query, key)[..., : media.shape[1]]
+
+    def _split(self, media: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values by heads: float[M, heads, N or P + N, head width]."""
         latents = self.norm_latents(latents)
         both = torch.cat([self.norm_media(media), latents], dim=1)
         query, key, value = (
             part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for part in (self.to_q(latents), *self.to_kv(both).chunk(2, dim=2))
         )
-        taken = functional.scaled_dot_product_attention(query, key, value)
-        return self.to_out(taken.transpose(1, 2).flatten(2))
+        return query, key, value
 
 
 def _feed_forward(width: int, hidden: int, activation: nn.Module) -> nn.Sequential:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
+from mmexp.connector.base import before_calls
 from mmexp.connector.qformer_bert import take_bert
 from mmexp.connector.qformer_layers import Bert, Embeddings, Encoder, Head, KeyValue, QformerLayer, additive
 from mmexp.contracts import InstructionSpec
@@ -155,6 +156,15 @@ class QformerConnector(nn.Module):
             raise SpliceError("features without an instruction", expected="ids and mask of what the Q-Former reads",
                               where="connector", fix="batches of this plan's own processor and collator")  # fmt: skip
         return self.finish(self.qformer(features, input_ids, mask))
+
+    def query_maps(self, features: Tensor, input_ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """As `forward`, to float32[M, layers, heads, Q, P]: each layer's cross-attention of queries to patches."""
+        layers: Any = self.qformer.bert.encoder.layer
+        attends = [layer.crossattention.self for layer in layers if hasattr(layer, "crossattention")]
+        found: list[Tensor] = []
+        with before_calls(attends, lambda attend, hidden, source, *_: found.append(attend.weights(hidden, source))):
+            self(features, input_ids, mask)
+        return torch.stack(found, 1)
 
     @property
     def trunk(self) -> nn.Module:

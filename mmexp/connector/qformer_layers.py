@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mmexp.connector.base import attention_weights
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -42,10 +44,7 @@ class Attend(nn.Module):
 
         Keys and values of `prefix` stand before those of `source`. The second result is what `source` gave.
         """
-        query, key, value = (
-            layer(rows).unflatten(-1, self.heads).transpose(1, 2)
-            for layer, rows in ((self.query, hidden), (self.key, source), (self.value, source))
-        )
+        query, key, value = self._split(self.query(hidden), self.key(source), self.value(source))
         own = (key, value)
         if prefix is not None:
             key, value = torch.cat([prefix[0], key], 2), torch.cat([prefix[1], value], 2)
@@ -53,6 +52,14 @@ class Attend(nn.Module):
         bias = None if mask is None else mask.to(query.dtype)
         context = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
         return context.transpose(1, 2).flatten(2), own
+
+    def weights(self, hidden: Tensor, source: Tensor) -> Tensor:
+        """How much each row that asks takes from each that is asked, without a mask: float32[B, heads, R, S]."""
+        return attention_weights(*self._split(self.query(hidden), self.key(source)))
+
+    def _split(self, *rows: Tensor) -> list[Tensor]:
+        """Each float[B, R, W] by heads: float[B, heads, R, W / heads]."""
+        return [each.unflatten(-1, self.heads).transpose(1, 2) for each in rows]
 
 
 class Residual(nn.Module):

@@ -99,6 +99,10 @@ class Resampler(nn.Module):
         """float[M, P, E] to float[M, N, D]."""
         return self.ln_post(self.attn_pool(features)) @ self.proj
 
+    def query_maps(self, features: Tensor) -> Tensor:
+        """float[M, P, E] to float32[M, 1, heads, N, P]."""
+        return self.attn_pool.weights(features)[:, None]
+
 
 class AttentionPool(nn.Module):
     """Queries look at the patches once. Positions are added to queries and keys, not to values; arguments as of
@@ -126,10 +130,18 @@ class AttentionPool(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """float[M, P, E] to float[M, N, width]."""
+        return self.attn(*self._rows(features), need_weights=False)[0]
+
+    def weights(self, features: Tensor) -> Tensor:
+        """How much each query takes from each patch: float32[M, heads, N, P]."""
+        return self.attn(*self._rows(features), need_weights=True, average_attn_weights=False)[1].float()
+
+    def _rows(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries float[M, N, width], keys and values float[M, P, width]."""
         values = self.ln_kv(self.kv_proj(features))
         keys = values + self.key_positions().to(values.dtype)
         queries = (self.ln_q(self.query) + self.pos_embed.to(values.dtype)).expand(len(features), -1, -1)
-        return self.attn(queries, keys, values, need_weights=False)[0]
+        return queries, keys, values
 
     def key_positions(self) -> Tensor:
         """float32[P, width]: the queries' positions, resized to the patch grid."""

@@ -72,6 +72,8 @@ def segment_attention(
     if spans is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+        if attention_mask is None:  # generation leaves it out where nothing is padded
+            attention_mask = _window_mask(query, key, kwargs.get("sliding_window"))
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -208,6 +210,15 @@ def _one_segment(
         index = torch.arange(length, device=query.device)
         mask = _within(index[:, None] - index, window)
     return _attend(query, key, value, scaling, dropout, mask)
+
+
+def _window_mask(query: Tensor, key: Tensor, window: int | None) -> Tensor | None:
+    """bool[1, 1, Tq, Tk] of queries that are the last of the keys; None where the window hides nothing."""
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    if window is None or num_keys <= window:
+        return None
+    places = torch.arange(num_keys, device=query.device)
+    return _within(places[num_keys - num_queries :, None] - places, window)[None, None]
 
 
 def _within(distance: Tensor, window: int | None) -> Tensor:

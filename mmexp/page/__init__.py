@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mmexp.page.curves import Points, line_chart
+from mmexp.page.embed import embedded, script_hash
 from mmexp.page.picture import data_uri, load_thumbnail
 from mmexp.page.read import BASELINES, Results, Run, Series, find_image, load_run, primary_metric, results_of, series_of
 
@@ -17,11 +18,13 @@ __all__ = [
     "Run",
     "Series",
     "data_uri",
+    "embedded",
     "find_image",
     "line_chart",
     "load_run",
     "load_thumbnail",
     "primary_metric",
     "results_of",
+    "script_hash",
     "series_of",
 ]

@@ -139,3 +139,14 @@ def test_encoder_decoder_is_refused() -> None:
     config = transformers.T5Config(d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8, vocab_size=50)
     with pytest.raises((ConfigError, ValueError)):
         empty_llm(config)
+
+
+@pytest.mark.parametrize("family", ["mistral with a window", "gemma3"])
+def test_a_window_holds_while_one_prompt_is_answered(family: str) -> None:
+    torch.manual_seed(0)
+    llm = empty_llm(FAMILIES[family]()).eval()
+    embeds, settings = llm.embed(torch.randint(3, 100, (1, 11))), {"max_new_tokens": 8, "do_sample": False}
+    mask = torch.ones(1, 11, dtype=torch.long)
+    own = llm.model.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
+    llm.model.set_attn_implementation("eager")
+    assert torch.equal(own, llm.model.generate(inputs_embeds=embeds, attention_mask=mask, **settings))

@@ -1,0 +1,54 @@
+"""The page of what was found: a single HTML file that asks nothing of the network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+from mmexp.inspection.colours import css_gradient, palette
+from mmexp.inspection.look import Inside
+from mmexp.inspection.pack import sample_data
+from mmexp.page import STYLE, embedded, script_hash
+
+_HERE = Path(__file__).parent
+_QUERIES = (
+    "<p>Queries: soft tokens of this connector come from queries, so an answer's attention to each of them is shared "
+    "out over the patches as that query's own attention is, in the mean over the connector's layers and heads.</p>"
+)
+
+
+def page_html(
+    found: Sequence[Inside], title: str, source: str, layers: tuple[int, ...] | None = None, notes: Sequence[str] = ()
+) -> str:
+    """The whole page.
+
+    Args:
+        found: One for each sample.
+        title: Name of the run.
+        source: Where the samples come from, in words.
+        layers: LLM layers whose heads are shown one by one; None takes as many as there is room for.
+        notes: Remarks in front of the samples.
+    """
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    samples = [sample_data(each, layers) for each in found]
+    colours = base64.b64encode(palette().tobytes()).decode("ascii")
+    facts = (
+        f"{len(samples)} sample{'s' * (len(samples) != 1)}",
+        source,
+        f"{found[0].attention.shape[1]} layers x {found[0].attention.shape[2]} heads",
+    )
+    return Template((_HERE / "page.html").read_text(encoding="utf-8")).substitute(
+        script_hash=script_hash(script),
+        title=escape(f"Inside {title}"),
+        heading=escape(f"Inside {title}"),
+        summary="".join(f"<span>{escape(fact)}</span>" for fact in facts),
+        style="".join(file.read_text(encoding="utf-8") for file in (STYLE, _HERE / "page.css")),
+        gradient=css_gradient(),
+        queries_note=_QUERIES if any(each.queries is not None for each in found) else "",
+        notes="".join(f'<p class="note">{escape(note)}</p>' for note in notes),
+        data=embedded({"palette": colours, "samples": samples}),
+        script=script,
+    )
