@@ -19,10 +19,11 @@ SWEEP = "MMEXP_SWEEP"
 EVALUATE = "evaluate"
 """Kind of job of an evaluation of its own."""
 _TAGS = ("encoder", "connector", "llm", "stage")
-_NO_NAME = ("recipe", "stage", "name", "experiments", "run_id", "resume", "inexact_resume")
+_NO_NAME = ("recipe", "scale", "stage", "name", "experiments", "run_id", "resume", "inexact_resume")
 """Overrides that stand elsewhere: in group, kind of job and id."""
-_NO_NAME_BELOW = ("paths", "logger", "stage.init_from", "processor.num_workers")
-"""Those that only say where things are, with everything below them."""
+_NO_NAME_BELOW = ("paths", "logger", "stage.init_from", "processor.num_workers", "trainer.log_every_n_steps",
+                  "trainer.checkpoint_every_n_steps")  # fmt: skip
+"""Those that change nothing that is computed, or only say where things are, with everything below them."""
 _LONGEST_NAME = 120
 
 

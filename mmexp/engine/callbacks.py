@@ -117,6 +117,7 @@ class MetricsLog(Callback):
             record[name] = max(record.get(name, 0.0), group["lr"])
         record |= {
             "train/grad_norm": module.last_norm,
+            **_part_norms(module),
             "time/step_s": seconds / steps,
             "time/data_wait": datamodule.take_waited_s() / seconds,
             "memory/peak_gb": peak_memory_gb(),
@@ -202,6 +203,12 @@ class Checkpoints(Callback):
         log.warning("checkpoint of step %d not written, the one before stays: %s", step, error)
         if self._failed >= _FAILED_SAVES:
             raise error or CheckpointError("the first process could not write checkpoints", where=str(self.folder))
+
+
+def _part_norms(module: TrainingModule) -> dict[str, float]:
+    """Gradient norms of the parts in the last optimizer step, before clipping."""
+    norms = {} if module.grad_norms is None else module.grad_norms.of_parts(module.parts())
+    return {f"grad_norm/{part}": norm for part, norm in norms.items()}
 
 
 def write_csv(jsonl: Path) -> None:

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -65,20 +67,21 @@ class WandbConfig:
     def _open(self, identity: Identity, mode: Any) -> Any:
         import wandb
 
-        run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            dir=str(identity.run.path),
-            id=identity.id,
-            resume="allow" if mode is None else None,
-            mode=mode,
-            name=identity.name,
-            group=identity.group,
-            job_type=identity.job_type,
-            tags=list(identity.tags),
-            config=dict(identity.config),
-            settings=wandb.Settings(init_timeout=_START_TIMEOUT_S),
-        )
+        with _arguments(identity.config.get("overrides", ())):
+            run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                dir=str(identity.run.path),
+                id=identity.id,
+                resume="allow" if mode is None else None,
+                mode=mode,
+                name=identity.name,
+                group=identity.group,
+                job_type=identity.job_type,
+                tags=list(identity.tags),
+                config=dict(identity.config),
+                settings=wandb.Settings(init_timeout=_START_TIMEOUT_S),
+            )
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         return run
@@ -117,7 +120,7 @@ class WandbTracker:
         if not self._config.num_samples:
             return
         with file.open(encoding="utf-8") as lines:
-            rows = [_row(json.loads(line), run_dir) for line in islice(lines, self._config.num_samples)]
+            rows: list[Any] = [_row(json.loads(line), run_dir) for line in islice(lines, self._config.num_samples)]
         self._run.log({name: wandb.Table(columns=list(COLUMNS), data=rows), STEP: step})
 
     def log_weights(self, folder: Path) -> None:
@@ -126,7 +129,7 @@ class WandbTracker:
         if not self._config.log_weights or not any(folder.iterdir()):
             return
         artifact = wandb.Artifact(f"{self._identity.id}-weights", type="model", metadata={"run": self._identity.name})
-        artifact.add_dir(str(folder))
+        artifact.add_dir(str(folder), policy="immutable")  # not copied: weights stay where they are
         self._run.log_artifact(artifact)
 
     def finish(self, code: int) -> None:
@@ -148,6 +151,17 @@ def has_key() -> bool:
     except (OSError, netrc.NetrcParseError):
         return False
     return known.authenticators(urlsplit(os.environ.get("WANDB_BASE_URL") or _PUBLIC).netloc) is not None
+
+
+@contextmanager
+def _arguments(overrides: Iterable[str]) -> Iterator[None]:
+    """W&B notes the command line as it was typed; this is what it sees, where secrets were taken out."""
+    before = sys.argv
+    sys.argv = [before[0], *overrides]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _row(line: Mapping[str, Any], run_dir: Path) -> list[Any]:
