@@ -33,8 +33,8 @@ def body(invocation: Invocation) -> None:
             f"share {share.index} of {share.count} is kept; without share= they become figures", soft_wrap=True
         )
         return
-    told = {key: cfg[key] for key in ("evaluation", "splits", "limit")}
-    with evaluation(exp, run, told) if cfg["track"] else Tracking() as tracking:
+    told = {key: cfg.get(key) for key in ("evaluation", "splits", "limit")}
+    with evaluation(exp, run, told, invocation.overrides) if cfg["track"] else Tracking() as tracking:
         results = evaluate_run(exp.load_generator(run), benchmarks, run, cfg["splits"])
         asked = {(split, name) for name, b in benchmarks.items() for split in cfg["splits"] or b.splits}
         renewed = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmexp.config import redact, redact_overrides
@@ -19,10 +19,10 @@ SWEEP = "MMEXP_SWEEP"
 EVALUATE = "evaluate"
 """Kind of job of an evaluation of its own."""
 _TAGS = ("encoder", "connector", "llm", "stage")
-_NO_NAME = ("recipe", "scale", "stage", "name", "experiments", "run_id", "resume", "inexact_resume")
-"""Overrides that stand elsewhere: in group, kind of job and id."""
-_NO_NAME_BELOW = ("paths", "logger", "stage.init_from", "processor.num_workers", "trainer.log_every_n_steps",
-                  "trainer.checkpoint_every_n_steps")  # fmt: skip
+_NO_NAME = ("recipe", "scale", "stage", "trainer", "name", "experiments", "run_id", "resume", "inexact_resume")
+"""Overrides that stand in group, kind of job or id, and how it runs."""
+_NO_NAME_BELOW = ("paths", "logger", "evaluation", "stage.init_from", "processor.num_workers",
+                  "trainer.log_every_n_steps", "trainer.checkpoint_every_n_steps")  # fmt: skip
 """Those that change nothing that is computed, or only say where things are, with everything below them."""
 _LONGEST_NAME = 120
 
@@ -51,16 +51,17 @@ def training(exp: Experiment, run: RunDir) -> Tracking:
     return Tracking(exp.checked.parts["logger"], identity)
 
 
-def evaluation(exp: Experiment, run: RunDir, settings: Mapping[str, Any]) -> Tracking:
+def evaluation(exp: Experiment, run: RunDir, settings: Mapping[str, Any], overrides: Sequence[str]) -> Tracking:
     """The trackers of an evaluation of a finished run, in the group of that run.
 
     Args:
         exp: Of the run.
         run: What is evaluated.
         settings: What the evaluation was told.
+        overrides: The same, as typed.
     """
     manifest = run.manifest()
-    where = "/".join(run.path.parts[-3:])
+    own = {"evaluates": manifest.get("tracking_id"), "run": "/".join(run.path.absolute().parts[-3:])}
     identity = Identity(
         run=run,
         id=new_tracking_id(run.path.name),
@@ -68,7 +69,7 @@ def evaluation(exp: Experiment, run: RunDir, settings: Mapping[str, Any]) -> Tra
         job_type=EVALUATE,
         name=f"{EVALUATE} {short_name(_saved_overrides(run)) or run.path.name}",
         tags=_tags(exp, manifest),
-        config=redact(dict(settings)) | {"evaluates": manifest.get("tracking_id"), "run": where},
+        config=redact(dict(settings)) | own | {"overrides": redact_overrides(list(overrides))},
     )
     return Tracking(exp.checked.parts["logger"], identity)
 

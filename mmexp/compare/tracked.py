@@ -65,9 +65,9 @@ def _open_api() -> Any:
 
 def _evaluations(runs: Iterable[Any]) -> dict[str, dict[str, Any]]:
     """Figures that `mmexp.evaluate` has logged in runs of their own, by the id of the run that they are of; what was
-    evaluated again counts as it came out last."""
+    evaluated again counts as it came out last: the API gives the oldest first."""
     found: dict[str, dict[str, Any]] = {}
-    for run in sorted(runs, key=lambda run: str(run.created_at)):
+    for run in runs:
         if (own := run.config.get(_EVALUATES)) and run.state == "finished":
             found.setdefault(str(own), {}).update(run.summary_metrics)
     return found
