@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ class Experiment:
 
     checked: Checked
     overrides: Sequence[str] = ()
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """What was taken of each group; empty where a run directory is the source, whose manifest has them."""
 
     @cached_property
     def plan(self) -> Plan:
@@ -98,7 +100,9 @@ class Experiment:
             facts = {"name": spine.name, "stage": spine.stage.name, "kind": spine.stage.kind, "seed": spine.seed}
             bases = {name: getattr(self.checked.parts[name], "path", None) for name in ("encoder", "llm")}
             parent = {"parent": spine.stage.init_from, "base": redact(bases)}
-            run.update_manifest(status="new", recipe=spine.name, **facts, **parent, **provenance())
+            run.update_manifest(
+                status="new", recipe=spine.name, choices=dict(self.choices), **facts, **parent, **provenance()
+            )
         return run
 
     def job(self, run: RunDir) -> StageJob:
@@ -131,7 +135,6 @@ class Experiment:
             max_steps=stage.max_steps,
             optim=parts["optim"],
             trainer=parts["trainer"],
-            loggers=parts["logger"],
             row=spine.processor.row,
             num_workers=num_workers(spine.processor.num_workers, parts["trainer"]),
             seed=spine.seed,
@@ -146,9 +149,6 @@ class Experiment:
             log_ids=spine.processor.log_ids,
             worker_timeout_s=spine.processor.worker_timeout_s,
             inexact=spine.inexact_resume,
-            config=redact(self.checked.plain),
-            tags=[str(node.get("_target_", "")).rsplit(".", 1)[-1] for node in self._component_nodes()],
-            group=spine.name,
         )
 
     def load_model(self, run: RunDir, heads: Mapping[str, nn.Module] | None = None) -> MultimodalModel:
@@ -193,16 +193,13 @@ class Experiment:
             "max_length_tokens": processor.max_length_tokens,
         }
 
-    def _component_nodes(self) -> list[Mapping[str, Any]]:
-        return [self.checked.plain[name] for name in ("encoder", "connector", "llm") if self.checked.plain.get(name)]
-
 
 def experiment(invocation: Invocation, skip: tuple[str, ...] = ()) -> Experiment:
     """The experiment that a command line means; with `resume=DIR`, the one that run directory holds."""
     resume = invocation.cfg.get("resume")
     if resume:
         return _continued(Path(str(resume)), invocation)
-    return Experiment(check(invocation.cfg, invocation.registered, skip), invocation.overrides)
+    return Experiment(check(invocation.cfg, invocation.registered, skip), invocation.overrides, invocation.choices)
 
 
 def experiment_of_run(run_dir: str, registered: frozenset[str], skip: tuple[str, ...] = ()) -> Experiment:

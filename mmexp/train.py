@@ -5,8 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mmexp.config import Invocation, Multirun, launch
+
+if TYPE_CHECKING:
+    from mmexp.assemble import Experiment
+    from mmexp.engine import RunDir, TrainingModule
+    from mmexp.evaluation.runner import Results
 
 
 def body(invocation: Invocation) -> None:
@@ -30,12 +36,11 @@ def train(invocation: Invocation) -> None:
     from mmexp.assemble import experiment
     from mmexp.engine import console, fit, setup_logging
     from mmexp.engine.pace import peak_memory_mb
-    from mmexp.engine.predict import evaluate_run
     from mmexp.engine.ranks import is_main
-    from mmexp.engine.signals import stopping_at_once
     from mmexp.present import finish, show_plan, show_trained
     from mmexp.present_size import speed_of
     from mmexp.report import write_report
+    from mmexp.tracking import training
 
     started = time.monotonic()
     setup_logging()
@@ -48,9 +53,25 @@ def train(invocation: Invocation) -> None:
     setup_logging(run.path / "run.log")
     if is_main():
         show_plan(exp, run)
-    module = fit(replace(exp.job(run), speed=speed_of(exp) if is_main() else None), show_trained)
-    if not is_main():
-        return
+    with training(exp, run) as tracking:
+        job = replace(exp.job(run), speed=speed_of(exp) if is_main() else None, tracking=tracking)
+        module = fit(job, show_trained)
+        if not is_main():
+            return
+        results = evaluated(exp, run, module)
+        run.update_manifest(
+            status="finished", wall_s=round(time.monotonic() - started, 1), peak_memory_mb=peak_memory_mb()
+        )
+        tracking.log_results(results, run.path, run.manifest()["step"])
+        tracking.log_weights(run.weights)
+        finish(run, results, write_report(run.path))
+
+
+def evaluated(exp: Experiment, run: RunDir, module: TrainingModule) -> Results:
+    """The figures of a module that has just been trained."""
+    from mmexp.engine.predict import evaluate_run
+    from mmexp.engine.signals import stopping_at_once
+
     if module.has_cast:  # answers come from the base weights, as they do in every later evaluation
         module.model = None
         generator = exp.load_generator(run)
@@ -58,9 +79,7 @@ def train(invocation: Invocation) -> None:
         assert module.model is not None
         generator = exp.generator(module.model, module.objective)  # Lightning has left it on the CPU
     with stopping_at_once(run, run.manifest()["step"]):
-        results = evaluate_run(generator, exp.benchmarks, run)
-    run.update_manifest(status="finished", wall_s=round(time.monotonic() - started, 1), peak_memory_mb=peak_memory_mb())
-    finish(run, results, write_report(run.path))
+        return evaluate_run(generator, exp.benchmarks, run)
 
 
 def sweep(asked: Multirun) -> int:

@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": LINE_1 | LINE_2,
     "data": LINE_1 | {"prompt"},
     **dict.fromkeys(LINE_4, BELOW_4),
-    "engine": BELOW_4 | LINE_4,
+    "engine": BELOW_4 | LINE_4 | {"page"},
     "sizing": BELOW_4,
     **dict.fromkeys(("config", "shapes"), LINE_1),
     **dict.fromkeys(("report", "compare"), LINE_1 | {"page"}),
@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Room -> what it may import besides itself. A module of the package that is no room is an entry point, and so is the
 `__main__.py` of a room that is also a command."""
-BESIDE_ENTRY_POINTS = {"assemble", "captioning", "needs", "present", "present_data", "present_size"}
+BESIDE_ENTRY_POINTS = {"assemble", "captioning", "needs", "present", "present_data", "present_size", "tracking"}
 """Modules that entry points share: the composition root, what a recipe needs, and what commands show."""
 ROOT_MODULE = "__version__"
 

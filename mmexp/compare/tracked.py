@@ -13,6 +13,8 @@ from mmexp.page import Results, Run, load_run, results_of, series_of
 
 _VALIDATION = "val/"
 """Figures are logged as val/<split>/<benchmark>/<metric>."""
+_EVALUATES = "evaluates"
+"""Config key of an evaluation: the id of the run that it is of."""
 _STEPS = ("trainer/global_step", "_step")
 """What holds the optimizer step of a row of the history, the first that is there."""
 
@@ -35,10 +37,13 @@ def load_tracked(project: str, group: str | None, api: Any = None) -> Found:
     found = Found()
     try:
         api = api or _open_api()
-        runs: Iterable[Any] = api.runs(project, filters={"group": group} if group else None)
+        runs: list[Any] = list(api.runs(project, filters={"group": group} if group else None))
+        later = _evaluations(runs)
         for run in runs:
+            if run.config.get(_EVALUATES):
+                continue
             try:
-                found.records.append(_record(run))
+                found.records.append(_record(run, later.get(run.id, {})))
             except BrokenRunError as error:
                 found.left_out.append((f"{run.name} ({run.id})", str(error)))
     except DataError:
@@ -58,20 +63,30 @@ def _open_api() -> Any:
     return wandb.Api()
 
 
-def _record(run: Any) -> Record:
-    """From a `wandb.apis.public.Run`."""
+def _evaluations(runs: Iterable[Any]) -> dict[str, dict[str, Any]]:
+    """Figures that `mmexp.evaluate` has logged in runs of their own, by the id of the run that they are of; what was
+    evaluated again counts as it came out last: the API gives the oldest first."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if (own := run.config.get(_EVALUATES)) and run.state == "finished":
+            found.setdefault(str(own), {}).update(run.summary_metrics)
+    return found
+
+
+def _record(run: Any, later: Mapping[str, Any]) -> Record:
+    """From a `wandb.apis.public.Run`, and figures that came `later`."""
     if run.state != "finished":
         raise BrokenRunError(f"not finished: {run.state}")
     config = dict(run.config)
     if not isinstance(config.get("stage"), Mapping):
         raise BrokenRunError("its configuration is not that of a run of mmexp")
-    folder = _folder(config, run.id)
+    folder = _folder(config, str(config.get("run_id") or run.id))
     own = load_run(folder).predictions if folder.is_dir() else {}
     history = [_row(row) for row in run.scan_history()]
     read = Run(
         path=folder,
         manifest={"derived": config.get("derived")},
-        results=_results(run.summary_metrics),
+        results=_results({**run.summary_metrics, **later}),
         series=series_of(history),
         predictions=own,
         config="",

@@ -5,7 +5,7 @@ from mmexp.config.check import Checked, check, check_besides, check_own, load_ru
 from mmexp.config.cli import Invocation, compose, launch
 from mmexp.config.inspecting import InspectConfig
 from mmexp.config.instantiate import instantiate, registered_targets
-from mmexp.config.multirun import Multirun, SweepConfig
+from mmexp.config.multirun import SWEEP_NAME, Multirun, SweepConfig
 from mmexp.config.overrides import understand
 from mmexp.config.paths import conf_dir, folders_of, parts_dir, search_path
 from mmexp.config.redact import localize, redact, redact_overrides, redact_text
@@ -25,6 +25,7 @@ from mmexp.config.spine import (
 )
 
 __all__ = [
+    "SWEEP_NAME",
     "ChatConfig",
     "Checked",
     "CompareConfig",

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mmexp.config import resolvers
@@ -68,6 +68,8 @@ class Invocation:
     """Import paths that the door lets through: this package's conf/ and the user's --config-dir."""
     config_dir: str | None
     """The user's own folder of choices."""
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """Group to the choice that was taken; groups without one are left out."""
 
 
 def launch(
@@ -144,11 +146,13 @@ def compose(
         _report_all(line, config_name, folders)
     if line.has_default_scale:
         _say_scale()
+    cfg, choices = _compose(config_name, line.overrides, folders, with_hydra=with_hydra)
     return Invocation(
-        cfg=_compose(config_name, line.overrides, folders, with_hydra=with_hydra),
+        cfg=cfg,
         overrides=list(overrides),
         registered=registered_targets(folders),
         config_dir=config_dir,
+        choices=choices,
     )
 
 
@@ -158,17 +162,25 @@ def _say_scale() -> None:
     sys.stderr.write("scale=paper, the published size; scale=shapes is the laptop twin of any recipe\n")
 
 
-def _compose(config_name: str, overrides: list[str], folders: list[Path], *, with_hydra: bool = False) -> DictConfig:
+def _compose(
+    config_name: str, overrides: list[str], folders: list[Path], *, with_hydra: bool = False
+) -> tuple[DictConfig, dict[str, str]]:
+    """The configuration, and the choice of each group."""
     resolvers.register()
     with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
-        return hydra.compose(config_name, [search_path(folders), *overrides], return_hydra_config=with_hydra)
+        cfg = hydra.compose(config_name, [search_path(folders), *overrides], return_hydra_config=True)
+    choices = cfg.hydra.runtime.choices
+    if not with_hydra:
+        with open_dict(cfg):
+            del cfg["hydra"]
+    return cfg, {group: choice for group, choice in choices.items() if choice and group.isidentifier()}
 
 
 def _report_all(line: CommandLine, config_name: str, folders: list[Path]) -> None:
     """Raises the mistakes of the command line, with those of the rest of it when there is a rest."""
     if config_name in RUNS and any(text.startswith("++") and "." in text for text in line.overrides):
         try:
-            cfg = _compose(config_name, line.overrides, folders)
+            cfg, _ = _compose(config_name, line.overrides, folders)
         except (HydraException, OmegaConfBaseException):
             raise ConfigError.collect(line.errors) from None
         check(cfg, registered_targets(folders), skip=RUNS[config_name], earlier=line.errors)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from mmexp.errors import ConfigError
 
+SWEEP_NAME = "MMEXP_SWEEP"
+"""Environment variable in which a sweep tells its jobs its name; trackers group them by it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Multirun:

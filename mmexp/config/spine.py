@@ -355,6 +355,8 @@ class EvaluateConfig:
     """At most this many samples of a split; null takes all."""
     share: str | None = None
     """INDEX/COUNT, such as 0/4: this process answers one of so many parts; the call without it makes the figures."""
+    track: bool = True
+    """Whether the figures also go to the trackers that the run was trained with."""
     paths: PathsConfig = field(default_factory=PathsConfig)
     """Folders of the benchmarks given here."""
 

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from mmexp.engine.predict import Generator
     from mmexp.engine.recipe import Recipe
     from mmexp.engine.signals import Interrupted
-    from mmexp.engine.trackers import TensorBoardConfig, WandbConfig
+    from mmexp.engine.tensorboard import TensorBoardConfig
+    from mmexp.engine.trackers import Tracking
     from mmexp.engine.trainer import TrainerConfig
+    from mmexp.engine.wandb_tracker import WandbConfig
 
 _HOMES = {
     "AdamWCosineConfig": "optim",
@@ -30,10 +32,11 @@ _HOMES = {
     "Recipe": "recipe",
     "RunDir": "manifest",
     "StageJob": "job",
-    "TensorBoardConfig": "trackers",
+    "TensorBoardConfig": "tensorboard",
+    "Tracking": "trackers",
     "TrainerConfig": "trainer",
     "TrainingModule": "module",
-    "WandbConfig": "trackers",
+    "WandbConfig": "wandb_tracker",
     "console": "log",
     "fit": "fitting",
     "load_weights": "chain",
@@ -51,6 +54,7 @@ __all__ = [
     "RunDir",
     "StageJob",
     "TensorBoardConfig",
+    "Tracking",
     "TrainerConfig",
     "TrainingModule",
     "WandbConfig",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
-from mmexp.engine import checkpoint, trackers
+from mmexp.engine import checkpoint
 from mmexp.engine.pace import Speed, num_media, peak_memory_gb
 from mmexp.engine.ranks import largest, require_equal, total
 from mmexp.engine.signals import Interrupted, StopSignals
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mmexp.contracts import Batch
     from mmexp.engine.module import TrainingModule
     from mmexp.engine.progress import TrainingProgress
+    from mmexp.engine.trackers import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +36,16 @@ _FAILED_SAVES = 3
 
 
 class MetricsLog(Callback):
-    """Keeps detached values and writes them every n steps to metrics.jsonl and to the loggers, and moves the bar.
+    """Keeps detached values and writes them every n steps to metrics.jsonl and to the trackers, and moves the bar.
 
     One line of metrics.jsonl is one record; a resumed run continues the file. Losses are means over the supervised
     tokens since the last record, so nothing depends on how tokens fell into micro-batches.
     """
 
-    def __init__(self, file: Path, every_n_steps: int, bar: TrainingProgress, speed: Speed | None) -> None:
-        self.file, self.every, self.bar, self.speed = file, every_n_steps, bar, speed
+    def __init__(
+        self, file: Path, every_n_steps: int, bar: TrainingProgress, speed: Speed | None, tracking: Tracking
+    ) -> None:
+        self.file, self.every, self.bar, self.speed, self.tracking = file, every_n_steps, bar, speed, tracking
         self.record: dict[str, float] = {}
         """The last record."""
         self._reset()
@@ -114,6 +117,7 @@ class MetricsLog(Callback):
             record[name] = max(record.get(name, 0.0), group["lr"])
         record |= {
             "train/grad_norm": module.last_norm,
+            **_part_norms(module),
             "time/step_s": seconds / steps,
             "time/data_wait": datamodule.take_waited_s() / seconds,
             "memory/peak_gb": peak_memory_gb(),
@@ -129,7 +133,7 @@ class MetricsLog(Callback):
         if self._stream is not None:
             self._stream.write(json.dumps({key: _short(value) for key, value in record.items()}) + "\n")
             self._stream.flush()
-        trackers.log_safely(trainer.loggers, {k: v for k, v in record.items() if k != "step"}, trainer.global_step)
+        self.tracking.log({k: v for k, v in record.items() if k != "step"}, trainer.global_step)
         self._reset()
 
     def _over_all(self, trainer: Trainer) -> tuple[dict[str, float], float, float, float, float]:
@@ -199,6 +203,12 @@ class Checkpoints(Callback):
         log.warning("checkpoint of step %d not written, the one before stays: %s", step, error)
         if self._failed >= _FAILED_SAVES:
             raise error or CheckpointError("the first process could not write checkpoints", where=str(self.folder))
+
+
+def _part_norms(module: TrainingModule) -> dict[str, float]:
+    """Gradient norms of the parts in the last optimizer step, before clipping."""
+    norms = {} if module.grad_norms is None else module.grad_norms.of_parts(module.parts())
+    return {f"grad_norm/{part}": norm for part, norm in norms.items()}
 
 
 def write_csv(jsonl: Path) -> None:

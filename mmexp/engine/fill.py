@@ -78,7 +78,7 @@ def fill(job: StageJob, console: Console) -> Filled:
         raise ConfigError("no encoder", expected="a run with pictures", where="encoder")
     started, dataset = time.monotonic(), job.data.build()
     alone = replace(job.trainer, devices=1, num_nodes=1, strategy="auto")
-    trainer = alone.build(job.run.path, 1, 1, [], [])
+    trainer = alone.build(job.run.path, 1, 1, [])
     branches = _load_branches(job, trainer, features)
     device = trainer.strategy.root_device
     features.open_for(branches, str(trainer.precision), device.type)

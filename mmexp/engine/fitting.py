@@ -76,7 +76,8 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
         log.info("continuing from %s", resume.name)
     heartbeat = Heartbeat()
     callbacks = [heartbeat, bad_samples, *([features] if features else []), *_callbacks(job, on_start)]
-    trainer = job.trainer.build(job.run.path, num_steps, job.accumulate, callbacks, _loggers(job))
+    trainer = job.trainer.build(job.run.path, num_steps, job.accumulate, callbacks)
+    job.tracking.open(derived, job.run.path / "metrics.jsonl", checkpoint.step_of(resume) if resume else 0)
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
     except Interrupted as stop:
@@ -193,7 +194,7 @@ def _callbacks(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> 
     return [
         ResumeRecord(job.inexact, lambda found: _note_inexact(job, found)),
         *record,  # before the checkpoints: a saved micro-batch stands in the record
-        MetricsLog(job.run.path / "metrics.jsonl", job.trainer.log_every_n_steps, bar, job.speed),
+        MetricsLog(job.run.path / "metrics.jsonl", job.trainer.log_every_n_steps, bar, job.speed, job.tracking),
         Checkpoints(job.run.checkpoints, every, keep),
         MovedCheck(),
     ]
@@ -203,16 +204,6 @@ def _note_inexact(job: StageJob, found: list[str]) -> None:
     log.warning("this resume is not exact: %s", "; ".join(found))
     if is_main():
         job.run.update_manifest(inexact=[*job.run.manifest().get("inexact", []), *found])
-
-
-def _loggers(job: StageJob) -> list[Any]:
-    if not is_main():
-        return []
-    built = [
-        logger.build(job.run.path, job.group, job.label, list(job.tags), dict(job.config))
-        for logger in job.loggers.values()
-    ]
-    return [logger for logger in built if logger is not None]
 
 
 def _derived(job: StageJob, dataset: Dataset, order: RunOrder, num_steps: int) -> dict[str, Any]:

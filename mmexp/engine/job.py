@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmexp.data import RunOrder
 from mmexp.engine.chain import Start
 from mmexp.engine.manifest import RunDir
+from mmexp.engine.trackers import Tracking
 from mmexp.errors import ConfigError
 from mmexp.tuning import LoraSettings
 
@@ -58,7 +59,6 @@ class StageJob:
     max_steps: int | None
     optim: AdamWCosineConfig
     trainer: TrainerConfig
-    loggers: Mapping[str, Any]
     row: str
     """How the collator lays out a batch: flat, padded, packed or shared."""
     num_workers: int
@@ -87,10 +87,8 @@ class StageJob:
     """What utilisation is measured by; None where the device's peak is not known."""
     inexact: bool = False
     """Whether a run is continued although data, processes, precision or versions are not those of its checkpoint."""
-    config: Mapping[str, Any]
-    """The resolved configuration, redacted, for the trackers."""
-    tags: Sequence[str] = ()
-    group: str = "mmexp"
+    tracking: Tracking = field(default_factory=Tracking)
+    """Where figures go besides metrics.jsonl; opened when training starts, finished by the caller."""
 
     @property
     def accumulate(self) -> int:

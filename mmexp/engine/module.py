@@ -17,8 +17,9 @@ from mmexp.engine.chain import Changed, Start, load_starts
 from mmexp.engine.checkpoint import check_state, trained_names
 from mmexp.engine.frozen import require_loaded
 from mmexp.engine.gather import gather_rows
+from mmexp.engine.gradients import GradNorms, clip
 from mmexp.engine.memory import Load
-from mmexp.engine.optim import AdamWCosineConfig, clip_and_check
+from mmexp.engine.optim import AdamWCosineConfig
 from mmexp.engine.recipe import Recipe
 from mmexp.engine.record import fingerprint
 from mmexp.engine.seeding import mix, seed_step
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BAD_STEPS_IN_A_ROW = 5
-_NOTES = frozenset({"_current_fx_name", "load", "latest", "last_norm", "_bad_in_a_row"})
+_NOTES = frozenset({"_current_fx_name", "load", "latest", "last_norm", "grad_norms", "_bad_in_a_row"})
 """Attributes that change several times a step and never hold a tensor of the module."""
 
 
@@ -90,6 +91,8 @@ class TrainingModule(LightningModule):
         """Losses of the last micro-batch, for the log."""
         self.last_norm = 0.0
         """Gradient norm of the last optimizer step, before clipping."""
+        self.grad_norms: GradNorms | None = None
+        """The same, tensor by tensor; None under DeepSpeed, which keeps them to itself."""
         self.num_skipped = 0
         """Optimizer steps left out because a gradient was not finite."""
         self.has_cast = False
@@ -201,8 +204,8 @@ class TrainingModule(LightningModule):
         """Clips, and leaves a step out when its gradient is not finite: one bad batch must not ruin the weights."""
         if isinstance(self._strategy(), ZeroStrategy):
             return  # DeepSpeed does both in its step
-        norm = clip_and_check(self._trained(), self.recipe.grad_clip)
-        if not norm < float("inf"):
+        self.grad_norms = clip(self._trained(), self.recipe.grad_clip)
+        if not (norm := self.grad_norms.total) < float("inf"):
             for parameter in self._trained():
                 parameter.grad = None
         self.note_norm(norm)

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -44,9 +43,3 @@ class CosineWithWarmup:
             return step / max(1, self.num_warmup)
         progress = min(1.0, (step - self.num_warmup) / max(1, self.num_steps - self.num_warmup))
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def clip_and_check(parameters: list[torch.nn.Parameter], max_norm: float | None) -> float:
-    """Clips the gradients to a total norm and returns the norm before; inf or nan when a gradient is not finite."""
-    norm: Any = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else math.inf)
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # where gradients are shards

@@ -14,7 +14,6 @@ from mmexp.errors import ConfigError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
-    from lightning.pytorch.loggers import Logger
 
 _NOTHING = nullcontext()
 _TRAINED_IN_HALF = ("bf16-true", "16-true")
@@ -85,9 +84,7 @@ class TrainerConfig:
         """Processes of the whole job."""
         return self.devices * self.num_nodes
 
-    def build(
-        self, root: Path, num_steps: int, accumulate: int, callbacks: list[Callback], loggers: list[Logger]
-    ) -> Trainer:
+    def build(self, root: Path, num_steps: int, accumulate: int, callbacks: list[Callback]) -> Trainer:
         """The Trainer for `num_steps` optimizer steps as one Lightning epoch.
 
         Raises:
@@ -123,7 +120,7 @@ class TrainerConfig:
                 max_epochs=-1,
                 accumulate_grad_batches=accumulate,
                 default_root_dir=root,
-                logger=loggers or False,
+                logger=False,
                 callbacks=callbacks,
                 plugins=plugins,
                 enable_checkpointing=False,

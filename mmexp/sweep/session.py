@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from mmexp.config import Multirun, SweepConfig, redact_overrides
+from mmexp.config import SWEEP_NAME, Multirun, SweepConfig, redact_overrides
 from mmexp.config.names import listing, nearest
 from mmexp.errors import ConfigError
 from mmexp.sweep.devices import require_devices, visible_gpus
@@ -88,6 +89,7 @@ class Session:
     def opened(self, num_jobs: int | None) -> Iterator[View]:
         """The directory is this process's own; `run` may be called."""
         settings = self.setup.settings
+        os.environ[SWEEP_NAME] = self.record.id  # every job inherits it, those too that a launcher starts elsewhere
         with lock(self.record.path) as held, View(self.record, Console(highlight=False)) as view:
             self.record.status = "running"
             self.record.save()

@@ -21,10 +21,10 @@ class FakeRun:
 
     def __init__(self, folder: Path, state: str = "finished") -> None:
         self.folder, self.state = folder, state
-        self.id, self.name = folder.name, f"default/align/{folder.name}"
+        self.id, self.name = f"{folder.name}-0123abcd", "connector=linear"
         manifest = json.loads((folder / "manifest.json").read_text())
         self.config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())
-        self.config |= {"derived": manifest["derived"]}
+        self.config |= {"derived": manifest["derived"], "run_id": folder.name}
         results = json.loads((folder / "results.json").read_text())
         figures = {
             f"val/{split}/{name}/{metric}": value
@@ -33,7 +33,8 @@ class FakeRun:
             for metric, value in metrics.items()
         }
         self.summary_metrics = dict(sorted(figures.items())) | {"_runtime": 12, "_wandb": {"runtime": 12}}
-        self.metadata = {"program": "train", "args": (folder / "overrides.txt").read_text().splitlines()}
+        self.config["overrides"] = (folder / "overrides.txt").read_text().splitlines()
+        self.metadata = {"program": "train", "args": []}
 
     def scan_history(self) -> Iterator[Mapping[str, Any]]:
         for at, line in enumerate((self.folder / "metrics.jsonl").read_text().splitlines()):
@@ -69,6 +70,21 @@ def test_the_table_is_the_same_from_both_sources(folders: list[Path]) -> None:
     assert csv_text(there) == csv_text(here)
     assert markdown(there) == markdown(here)
     assert there.tests == here.tests
+
+
+def test_later_evaluations_count_for_the_run_that_they_are_of(folders: list[Path]) -> None:
+    runs = [FakeRun(folder) for folder in folders]
+    later = []
+    for at, state in enumerate(("finished", "finished", "crashed")):
+        run = FakeRun(folders[0], state)
+        run.id, run.config = f"later{at}", {"evaluates": runs[0].id}
+        run.summary_metrics = {"val/fresh/vqa/exact_match": 0.25 * (at + 1), "val/fresh/vqa/num_samples": 4}
+        later.append(run)
+    found = load_tracked("p", None, FakeApi([*runs, *later]))
+    assert len(found.records) == len(runs)
+    assert not found.left_out
+    metrics = [record.metrics.get("fresh/vqa/exact_match") for record in found.records]
+    assert metrics == [0.5, None, None, None]
 
 
 def test_without_the_directories_samples_are_missing_and_said_to_be(folders: list[Path]) -> None:

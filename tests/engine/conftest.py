@@ -112,12 +112,10 @@ def make_job(rows: Path, tmp_path: Path) -> Callable[..., StageJob]:
             "max_steps": max_steps,
             "optim": AdamWCosineConfig(),
             "trainer": TrainerConfig(accelerator="cpu", log_every_n_steps=1, checkpoint_every_n_steps=2),
-            "loggers": {},
             "row": "flat",
             "num_workers": 0,
             "seed": 0,
             "check_rows": 100,
-            "config": {},
         }
         return StageJob(**{**settings, **changes})
 

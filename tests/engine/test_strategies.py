@@ -44,6 +44,11 @@ def state(run: Run) -> dict[str, Any]:
     return torch.load(file, weights_only=True)
 
 
+def part_norms(run: Run) -> list[float]:
+    """Gradient norms of parts, of the steps in which there are any."""
+    return [value for row in run.records() for key, value in row.items() if key.startswith("grad_norm/")]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("policy", POLICIES)
@@ -55,6 +60,9 @@ def test_two_processes_equal_one(folder: Path, policy: str) -> None:
         run = Run(folder, f"{policy}_{strategy}", *STEP, *POLICIES[policy], *two)
         run.finish()
         assert run.losses() == pytest.approx(one.losses(), abs=2e-5)  # six digits are logged
+        mine, theirs = part_norms(run), part_norms(one)
+        assert theirs[0], "one process has norms of its parts"
+        assert mine == ([] if strategy.startswith("deepspeed") else pytest.approx(theirs, rel=1e-3, abs=1e-5))
         mine, theirs = state(run), state(one)
         shapes = [{name: tensor.shape for name, tensor in s["state_dict"].items()} for s in (mine, theirs)]
         assert shapes[0] == shapes[1]
