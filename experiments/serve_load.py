@@ -25,7 +25,7 @@ from mmexp.config import conf_dir, registered_targets
 from mmexp.llm import Sampling
 from tests.serve.client import post, question, sample, serving, stream, text_of
 
-CONCURRENCY, MAX_TOKENS = 16, 32
+CONCURRENCY, MAX_TOKENS = 16, 12
 SKIP = ("data", "optim", "trainer", "logger", "evaluation")
 
 
