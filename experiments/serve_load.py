@@ -90,8 +90,7 @@ def main(run: str, file: str = "outputs/cache/shapes/task_boxes.json", number: s
         ("lost", f"{lost}", "0"),
         ("other than alone", f"{other}", "0"),
         ("server", ending, ""),
-        ("memory after the first tenth", f"{memory[1]:.0f} MB", ""),
-        ("memory at the end", f"{memory[-1]:.0f} MB", "flat"),
+        ("memory at each tenth of the requests, MB", ", ".join(f"{size:.0f}" for size in memory), "flat"),
         ("one by one, in one process without a server", f"{alone_s:.1f} s", ""),
         (f"through the server at concurrency {CONCURRENCY}", f"{load_s:.1f} s", ""),
     ]

@@ -106,6 +106,7 @@ class Talk:
             self._desk.num_active -= 1
             if self._job is not None:
                 self._job.left.set()
+                self._job = None  # it holds pictures, and knows this object
 
     async def _in_time(self, work: Awaitable[_T]) -> _T:
         try:
