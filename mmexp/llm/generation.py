@@ -99,8 +99,8 @@ def _watched(watch: Watch) -> dict[str, Any]:
         return watch.take(ids[:, -1])
 
     return {
-        "logits_processor": LogitsProcessorList([look]),  # type: ignore[list-item]  # anything that can be called
-        "stopping_criteria": StoppingCriteriaList([ended]),  # type: ignore[list-item]
+        "logits_processor": LogitsProcessorList([look]),
+        "stopping_criteria": StoppingCriteriaList([ended]),
     }
 
 
