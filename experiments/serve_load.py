@@ -25,7 +25,7 @@ from mmexp.config import conf_dir, registered_targets
 from mmexp.llm import Sampling
 from tests.serve.client import post, question, sample, serving, stream, text_of
 
-CONCURRENCY, MAX_TOKENS = 16, 32
+CONCURRENCY, MAX_TOKENS = 16, 12
 SKIP = ("data", "optim", "trainer", "logger", "evaluation")
 
 
@@ -90,8 +90,7 @@ def main(run: str, file: str = "outputs/cache/shapes/task_boxes.json", number: s
         ("lost", f"{lost}", "0"),
         ("other than alone", f"{other}", "0"),
         ("server", ending, ""),
-        ("memory after the first tenth", f"{memory[1]:.0f} MB", ""),
-        ("memory at the end", f"{memory[-1]:.0f} MB", "flat"),
+        ("memory at each tenth of the requests, MB", ", ".join(f"{size:.0f}" for size in memory), "flat"),
         ("one by one, in one process without a server", f"{alone_s:.1f} s", ""),
         (f"through the server at concurrency {CONCURRENCY}", f"{load_s:.1f} s", ""),
     ]

@@ -102,11 +102,6 @@ class Batcher:
             self._changed.notify()
         self.thread.join()
 
-    @property
-    def num_waiting(self) -> int:
-        """Jobs that no batch has yet."""
-        return len(self._waiting)
-
     def _work(self) -> None:
         while jobs := self._take():
             self._answer(jobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,8 @@ class Talk:
         self.num_prompt_tokens = len(item.input_ids)
 
         def hand_over(event: Event) -> None:
-            loop.call_soon_threadsafe(self._events.put_nowait, event)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server was told twice to end
+                loop.call_soon_threadsafe(self._events.put_nowait, event)
 
         self._job = Job(item=item, sampling=sampling, stops=request.stops, deadline=self.deadline, on_event=hand_over)
         self._desk.batcher.put(self._job)
@@ -104,6 +106,7 @@ class Talk:
             self._desk.num_active -= 1
             if self._job is not None:
                 self._job.left.set()
+                self._job = None  # it holds pictures, and knows this object
 
     async def _in_time(self, work: Awaitable[_T]) -> _T:
         try:
