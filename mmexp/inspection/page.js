@@ -122,8 +122,8 @@
 
   function words(sample, section) {
     const soft = sample.soft;
-    const perView = soft.near.length / sample.views.length;
-    const laid = sample.placed && !sample.queries && perView === sample.grid[0] * sample.grid[1];
+    const slotsPerView = soft.near.length / sample.views.length;
+    const laid = sample.placed && !sample.queries && slotsPerView === sample.grid[0] * sample.grid[1];
     const lensNames = Object.keys(soft.lens).map((at) => (at === "0" ? "logit lens, into the first layer" : `logit lens, behind layer ${at - 1}`));
     const [kindLabel, kind] = choice("words by", ["cosine with embeddings", ...lensNames], ["near", ...Object.keys(soft.lens)], show);
     const views = sample.views.map((_, at) => at);
@@ -135,7 +135,7 @@
     const spot = make("div");
     let chosen = 0;
     const row = (which, at) => (which === "near" ? soft.near[at] : soft.slot_of[at] < 0 ? null : soft.lens[which][soft.slot_of[at]]);
-    for (let at = 0; at < perView; at += 1) {
+    for (let at = 0; at < slotsPerView; at += 1) {
       const button = make("button");
       button.type = "button";
       button.addEventListener("click", () => { chosen = at; show(); });
@@ -145,7 +145,7 @@
       add(make("div", "duo small"), spot, nearest));
 
     function show() {
-      const first = Number(view.value) * perView;
+      const first = Number(view.value) * slotsPerView;
       [...cells.children].forEach((button, at) => {
         const found = row(kind.value, first + at);
         button.textContent = found ? soft.words[found[0][0]] : "\u2013";
