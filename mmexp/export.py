@@ -24,7 +24,7 @@ def body(invocation: Invocation) -> None:
     """Checks what can be held before reading weights; writes, compares, and only then puts the folder in its place."""
     from mmexp.assemble import experiment_of_run, finished_run
     from mmexp.config import check_own
-    from mmexp.config.spine import ExportConfig
+    from mmexp.config.commands import ExportConfig
     from mmexp.engine import console, setup_logging
 
     cfg = check_own(ExportConfig, invocation.cfg)

@@ -3,13 +3,7 @@
 from mmexp.config import resolvers
 from mmexp.config.check import Checked, check, check_besides, check_own, load_run_config, resolve
 from mmexp.config.cli import Invocation, compose, launch
-from mmexp.config.inspecting import InspectConfig
-from mmexp.config.instantiate import instantiate, registered_targets
-from mmexp.config.multirun import SWEEP_NAME, Multirun, SweepConfig
-from mmexp.config.overrides import understand
-from mmexp.config.paths import conf_dir, folders_of, parts_dir, search_path
-from mmexp.config.redact import localize, redact, redact_overrides, redact_text
-from mmexp.config.spine import (
+from mmexp.config.commands import (
     ChatConfig,
     CompareConfig,
     DataCaptionConfig,
@@ -19,10 +13,14 @@ from mmexp.config.spine import (
     DoctorConfig,
     EvaluateConfig,
     PreviewConfig,
-    RunConfig,
-    StageConfig,
-    own_keys,
 )
+from mmexp.config.inspecting import InspectConfig
+from mmexp.config.instantiate import instantiate, registered_targets
+from mmexp.config.multirun import SWEEP_NAME, Multirun, SweepConfig
+from mmexp.config.overrides import understand
+from mmexp.config.paths import conf_dir, folders_of, parts_dir, search_path
+from mmexp.config.redact import localize, redact, redact_overrides, redact_text
+from mmexp.config.spine import RunConfig, StageConfig, own_keys
 
 __all__ = [
     "SWEEP_NAME",

@@ -21,19 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmexp.config import resolvers
 from mmexp.config.check import check
+from mmexp.config.commands import DataCheckConfig, DataConvertConfig, DataFetchConfig, DoctorConfig, PreviewConfig
 from mmexp.config.help import help_text
 from mmexp.config.instantiate import registered_targets
 from mmexp.config.multirun import Multirun
 from mmexp.config.overrides import CommandLine, understand
 from mmexp.config.paths import conf_dir, folders_of, search_path
-from mmexp.config.spine import (
-    DataCheckConfig,
-    DataConvertConfig,
-    DataFetchConfig,
-    DoctorConfig,
-    PreviewConfig,
-    own_keys,
-)
+from mmexp.config.spine import own_keys
 from mmexp.errors import ConfigError, MmexpError
 
 USER_MISTAKE = 2
