@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mmexp.errors import ConfigError
 
@@ -30,6 +32,9 @@ class SweepConfig:
 
     n_jobs: int = 1
     """Jobs that run at the same time on this machine. With GPUs each job gets its own; CPU threads are shared out."""
+    grids: Sequence[Mapping[str, Any]] = ()
+    """For what is not one product: each of these, `{connector: qformer, connector.num_queries: "4,16"}`, is crossed with
+    `hydra.sweeper.params`, and the sweep is all of them."""
     dir: str | None = None
     """Directory of the sweep; one that is there is continued. Null: `<paths.outputs>/sweeps/<name>-<date-time>`."""
     resume: str | None = None

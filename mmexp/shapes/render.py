@@ -28,12 +28,12 @@ Points = list[tuple[float, float]]
 
 
 def draw_image(scene: Scene) -> Image.Image:
-    """The picture of a scene, RGB, `SIDE` pixels square."""
-    scale = SIDE * OVERSAMPLE / 100
-    image = Image.new("RGB", (SIDE * OVERSAMPLE, SIDE * OVERSAMPLE), RGB[scene.background])
+    """The picture of a scene, RGB, `SIDE` pixels high and `aspect` times as wide."""
+    width, height = OVERSAMPLE * round(SIDE * scene.aspect), OVERSAMPLE * SIDE
+    image = Image.new("RGB", (width, height), RGB[scene.background])
     draw = ImageDraw.Draw(image)
     for thing in scene.things:
-        box = tuple(value * scale for value in thing.box)
+        box = tuple(value * side / 100 for value, side in zip(thing.box, (width, height) * 2, strict=True))
         _draw_thing(draw, thing, box, RGB[scene.background])  # type: ignore[arg-type]
     return image.reduce(OVERSAMPLE)
 

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from mmexp.shapes.chinese import CHINESE_PROMPT, chinese_caption
-from mmexp.shapes.scenes import COMBOS, Scene, draw_scene
+from mmexp.shapes.scenes import COMBOS, Scene
 from mmexp.shapes.talk import (
     CAPTION_PROMPTS,
     FIND_PROMPT,
@@ -26,6 +26,8 @@ from mmexp.shapes.talk import (
 from mmexp.shapes.tasks import QUESTIONS, SUFFIX, Question, Turn, ask, box_text, refer
 
 Row = dict[str, Any]
+Draw = Callable[[str, int], Scene]
+"""From a split and a number to the scene."""
 
 TALKS: dict[str, Callable[[Scene, Random], list[Turn]]] = {
     "questions": question_turns,
@@ -114,14 +116,14 @@ CLOSED = {"existence": 2, "comparison": 2, "relation": 4}
 """Question types with few possible answers, and how many: in a benchmark each answer is right equally often."""
 
 
-def vqa_rows(seed: int, split: str, per_type: int) -> Iterator[Row]:
+def vqa_rows(draw: Draw, split: str, per_type: int) -> Iterator[Row]:
     """`per_type` single questions of every type, each about a picture of its own."""
     index = 0
     for kind in QUESTIONS:
         found: Counter[str] = Counter()
         most = math.ceil(per_type / CLOSED.get(kind, 1))
         while found.total() < per_type:
-            scene = draw_scene(seed, split, index)
+            scene = draw(split, index)
             index += 1
             question = _question(scene, kind)
             if question is not None and found[question.answer] < most:
@@ -139,19 +141,19 @@ def _question(scene: Scene, kind: str) -> Question | None:
     return pool[0] if pool else None
 
 
-def caption_rows(seed: int, split: str, count: int) -> Iterator[Row]:
+def caption_rows(draw: Draw, split: str, count: int) -> Iterator[Row]:
     """Pictures to be captioned; every phrasing is accepted."""
     for index in range(count):
-        scene = draw_scene(seed, split, index)
+        scene = draw(split, index)
         targets = captions(scene)
         yield image_row(scene, "caption", [(CAPTION_PROMPTS[0], targets[0])], type="caption", targets=targets)
 
 
-def retrieval_rows(seed: int, split: str, count: int) -> Iterator[Row]:
+def retrieval_rows(draw: Draw, split: str, count: int) -> Iterator[Row]:
     """Pictures with one caption each; no caption says the same of two pictures."""
     index, said = 0, set[str]()
     while len(said) < count:
-        scene = draw_scene(seed, split, index)
+        scene = draw(split, index)
         index += 1
         text = captions(scene)[0]
         if text not in said:
@@ -159,11 +161,11 @@ def retrieval_rows(seed: int, split: str, count: int) -> Iterator[Row]:
             yield image_row(scene, "retrieval", [(CAPTION_PROMPTS[0], text)], type="retrieval")
 
 
-def grounding_rows(seed: int, split: str, count: int) -> Iterator[Row]:
+def grounding_rows(draw: Draw, split: str, count: int) -> Iterator[Row]:
     """Phrases whose box is to be found."""
     index = found = 0
     while found < count:
-        scene = draw_scene(seed, split, index)
+        scene = draw(split, index)
         index += 1
         rng = scene.rng("grounding")
         things = [thing for thing in scene.things if thing.held_out] if split == COMBOS else list(scene.things)

@@ -89,6 +89,8 @@ class Scene:
     index: int
     things: tuple[Thing, ...]
     background: str
+    aspect: float = 1.0
+    """Width of the canvas in heights. Boxes are in hundredths of the width and of the height."""
 
     def rng(self, purpose: str) -> Random:
         """A generator of its own for every use of this scene, so that uses do not disturb each other."""
@@ -100,8 +102,8 @@ class Scene:
         return [thing for thing, value in zip(self.things, values, strict=True) if values.count(value) == 1]
 
 
-def draw_scene(seed: int, split: str, index: int) -> Scene:
-    """The scene number `index` of a split."""
+def draw_scene(seed: int, split: str, index: int, aspect: float = 1.0) -> Scene:
+    """The scene number `index` of a split, on a canvas `aspect` times as wide as high."""
     rng = Random(f"{seed}/{split}/{index}")
     wanted = rng.choices((1, 2, 3, 4), (15, 30, 30, 25))[0]
     forced = rng.choice(sorted(HELD_OUT)) if split == COMBOS else None
@@ -109,11 +111,12 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     may_overlap = rng.random() < 0.25
     for number in range(wanted):
         identity = ("shape", forced[1], forced[0]) if forced and not number else _identity(rng, split, things)
-        thing = _placed(rng, identity, things, may_overlap, 1 if split == PRETRAIN else STEP)
+        thing = _placed(rng, identity, things, may_overlap, 1 if split == PRETRAIN else STEP, aspect)
         if thing is not None:
             things.append(thing)
     things.sort(key=lambda thing: (thing.centre, thing.box))
-    return Scene(seed=seed, split=split, index=index, things=tuple(things), background=rng.choice(BACKGROUNDS))
+    background = rng.choice(BACKGROUNDS)
+    return Scene(seed=seed, split=split, index=index, things=tuple(things), background=background, aspect=aspect)
 
 
 def _identity(rng: Random, split: str, things: list[Thing]) -> tuple[str, str, str]:
@@ -139,7 +142,7 @@ def may_occur(split: str, colour: str, name: str) -> bool:
 
 
 def _placed(
-    rng: Random, identity: tuple[str, str, str], things: list[Thing], may_overlap: bool, step: int
+    rng: Random, identity: tuple[str, str, str], things: list[Thing], may_overlap: bool, step: int, aspect: float
 ) -> Thing | None:
     """The thing at a free place, or None when the canvas is too full for it. Its edges are multiples of `step`."""
     kind, name, colour = identity
@@ -147,9 +150,9 @@ def _placed(
     for _ in range(40):
         size = "small" if crowded else rng.choice(tuple(SIDES))
         smallest, largest = SIDES[size]
-        height = width = rng.randrange(smallest, largest + 1, step)
-        if kind != "shape":
-            width = step * round(height * COLUMNS / ROWS / step)
+        height = rng.randrange(smallest, largest + 1, step)
+        slimness = 1 if kind == "shape" else COLUMNS / ROWS
+        width = step * round(height * slimness / aspect / step)
         left, top = rng.randrange(step, 100 - width, step), rng.randrange(step, 100 - height, step)
         box = (left, top, left + width, top + height)
         shares = [overlap_share(box, thing.box) for thing in things]

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmexp.errors import DataError
+from mmexp.errors import ConfigError, DataError
 from mmexp.shapes.corpora import pair_row
 from mmexp.shapes.render import draw_image
 from mmexp.shapes.rows import (
@@ -32,7 +32,7 @@ from mmexp.shapes.rows import (
     task_row,
     vqa_rows,
 )
-from mmexp.shapes.scenes import COMBOS, PRETRAIN, draw_scene
+from mmexp.shapes.scenes import COMBOS, PRETRAIN, Scene, draw_scene
 
 STAMP = "world.json"
 """Says what a folder was rendered from. A folder without it was not rendered by us, or not completely."""
@@ -49,6 +49,8 @@ class WorldConfig:
     """Folder to render into; it belongs to the world and is replaced when the settings change."""
     seed: int = 0
     """Another seed is another world of the same kind."""
+    aspect: float = 1.0
+    """Width of the pictures in heights, 0.5 to 3."""
     align_rows: int = 8000
     """Pictures with captions, for the alignment stage."""
     instruct_rows: int = 12000
@@ -63,6 +65,11 @@ class WorldConfig:
     """Held-out pictures with captions that all differ; half as many held-out combinations."""
     pretrain_pair_rows: int = 0
     """Rows of `pretrain_pairs.json`, what the vision part learnt from; 0 writes no such file."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a shape of pictures on which things find no place."""
+        if not 0.5 <= self.aspect <= 3:
+            raise ConfigError(f"{self.aspect}", expected="0.5 to 3", where="aspect")
 
     def prepare(self) -> None:
         """Renders the world unless it is there. What is half done lies in a folder of its own and never counts.
@@ -116,16 +123,19 @@ class WorldConfig:
         target = folder / image
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            scene = draw_scene(self.seed, target.parent.name, int(target.stem))
+            scene = self._scene(target.parent.name, int(target.stem))
             assert image_path(scene) == image
             draw_image(scene).save(target, compress_level=1)
 
+    def _scene(self, split: str, index: int) -> Scene:
+        return draw_scene(self.seed, split, index, self.aspect)
+
     def _files(self) -> dict[str, tuple[int, Callable[[], Iterator[Row]]]]:
         """Per file the number of its rows and a function that makes them."""
-        seed = self.seed
+        draw = self._scene
 
         def simple(make: Callable[..., Row], split: str, places: range) -> tuple[int, Callable[[], Iterator[Row]]]:
-            return len(places), lambda: (make(draw_scene(seed, split, index)) for index in places)
+            return len(places), lambda: (make(draw(split, index)) for index in places)
 
         files = {
             "captions": simple(short_row, "train", range(self.align_rows)),
@@ -139,10 +149,10 @@ class WorldConfig:
         for split, share in ((IMAGES, 1), (COMBOS, 2)):
             counts = (self.vqa_per_type, self.caption_rows, self.grounding_rows, self.retrieval_rows)
             vqa, captions, boxes, pairs = (max(count // share, 1) for count in counts)
-            files[f"{split}_vqa"] = 7 * vqa, lambda split=split, n=vqa: vqa_rows(seed, split, n)
-            files[f"{split}_caption"] = captions, lambda split=split, n=captions: caption_rows(seed, split, n)
-            files[f"{split}_grounding"] = boxes, lambda split=split, n=boxes: grounding_rows(seed, split, n)
-            files[f"{split}_retrieval"] = pairs, lambda split=split, n=pairs: retrieval_rows(seed, split, n)
+            files[f"{split}_vqa"] = 7 * vqa, lambda split=split, n=vqa: vqa_rows(draw, split, n)
+            files[f"{split}_caption"] = captions, lambda split=split, n=captions: caption_rows(draw, split, n)
+            files[f"{split}_grounding"] = boxes, lambda split=split, n=boxes: grounding_rows(draw, split, n)
+            files[f"{split}_retrieval"] = pairs, lambda split=split, n=pairs: retrieval_rows(draw, split, n)
         if self.pretrain_pair_rows:
             files["pretrain_pairs"] = simple(pair_row, PRETRAIN, range(self.pretrain_pair_rows))
         return files

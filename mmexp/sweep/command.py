@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -153,15 +154,24 @@ def _understood(asked: Multirun) -> tuple[list[list[str]], Setup]:
         ]  # fmt: skip
         _require_known(asked, chosen)
         primary = compose(asked.config_name, fixed(chosen), asked.config_dir, with_hydra=True).cfg
-        params = [f"{key}={value}" for key, value in (primary.hydra.sweeper.get("params") or {}).items()]
-        _require_known(asked, params)
+        params = _overrides(primary.hydra.sweeper.get("params") or {})
         named = value_of(asked.overrides, "experiments") if experiment is None else "+".join(map(str, experiments))
         setups.append(_setup(primary, named))
-        if setups[-1].is_grid:
-            jobs += expand([*params, *chosen], groups(folders_of(asked.config_dir)))
-    if len(setups) > 1 and not all(setup.is_grid for setup in setups):
+        for grid in setups[-1].settings.grids or [{}]:
+            own = [*params, *_overrides(grid)]
+            _require_known(asked, own)
+            if setups[-1].is_grid:
+                jobs += expand([*own, *chosen], groups(folders_of(asked.config_dir)))
+    searched = not all(setup.is_grid for setup in setups)
+    if searched and len(setups) > 1:
         raise ConfigError("several experiments, and a search", where="experiments", fix="one command for each")
+    if searched and setups[0].settings.grids:
+        raise ConfigError("grids, and a search", expected="one of them", where="sweep.grids")
     return jobs, setups[0]
+
+
+def _overrides(grid: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in grid.items()]
 
 
 def _setup(primary: DictConfig, named: str | None) -> Setup:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 import mmexp.shapes
 from mmexp.contracts import Preparable, Region
 from mmexp.data import LlavaJsonConfig
-from mmexp.errors import DataError
+from mmexp.errors import ConfigError, DataError
 from mmexp.prompt import SegmentTokenizer
 from mmexp.shapes import WorldConfig, draw_scene
 from mmexp.shapes.chinese import WORDS as ZH
@@ -32,7 +33,7 @@ TASKS = ["task_questions", "task_boxes", "task_caption", "task_detail", "task_ch
 PARTS = Path(mmexp.shapes.__file__).parent / "parts"
 
 
-def small(root: Path, **changes: int) -> WorldConfig:
+def small(root: Path, **changes: float) -> WorldConfig:
     return replace(
         WorldConfig(
             root=str(root),
@@ -134,7 +135,7 @@ def test_evaluation_rows_say_what_is_right(world: Path) -> None:
 
 def test_captions_to_be_found_all_differ() -> None:
     for split in ("heldout_images", "heldout_combos"):
-        rows = list(retrieval_rows(0, split, 100))
+        rows = list(retrieval_rows(partial(draw_scene, 0), split, 100))
         assert len({row["conversations"][1]["value"] for row in rows}) == len({row["image"] for row in rows}) == 100
 
 
@@ -163,6 +164,20 @@ def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
     assert read["a"] == read["b"]
     assert read["a"][0] != read["c"][0]
     assert read["a"][1] != read["c"][1]
+
+
+def test_a_wide_world_has_round_circles_in_wide_pictures(tmp_path: Path) -> None:
+    small(tmp_path / "w", aspect=1.5).prepare()
+    sizes = set()
+    for row in rows_of(tmp_path / "w", "heldout_images_grounding"):
+        width, height = Image.open(tmp_path / "w" / row["image"]).size
+        sizes.add((width, height))
+        if not any(kind in row["conversations"][0]["value"] for kind in ("digit", "letter")):
+            left, top, right, bottom = row["box"]
+            assert (right - left) * width == pytest.approx((bottom - top) * height, abs=0.02 * width)
+    assert sizes == {(216, 144)}
+    with pytest.raises(ConfigError, match=r"aspect: 9.*0\.5 to 3"):
+        small(tmp_path / "v", aspect=9)
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:

@@ -127,6 +127,26 @@ def test_several_experiments_are_one_sweep(folder: Path) -> None:
     assert setup.name == "study+more"
 
 
+def test_grids_are_one_sweep_and_each_has_keys_of_its_own(folder: Path) -> None:
+    from mmexp.sweep.command import _understood
+
+    grids = "[{connector: linear}, {connector: average_pool, connector.factor: '2,3'}]"
+    (folder / "experiments" / "pools.yaml").write_text(
+        STUDY.replace("connector: linear,mlp2x", "stage.lr: 0.1").replace("n_jobs: 2", f"grids: {grids}")
+    )
+    jobs, _ = _understood(asked(*TINY, "experiments=pools", "seed=7"))
+    own = [[text for text in job if text.startswith(("stage.", "seed", "connector"))] for job in jobs]
+    assert own == [
+        ["stage.lr=0.1", "seed=7", "connector=linear"],
+        ["stage.lr=0.1", "seed=7", "connector=average_pool", "connector.factor=2"],
+        ["stage.lr=0.1", "seed=7", "connector=average_pool", "connector.factor=3"],
+    ]
+    with pytest.raises(ConfigError, match=r"sweep.grids: grids, and a search"):
+        _understood(asked(*TINY, "experiments=pools", "hydra/sweeper=optuna"))
+    with pytest.raises(ConfigError, match="conector: unknown group or key"):
+        _understood(asked(*TINY, "sweep.grids=[{conector: linear}]"))
+
+
 def test_stages_are_shared_where_all_that_decides_them_is_equal(folder: Path) -> None:
     planner = Planner()
     recipe = [*TINY, "stages=[align,instruct]"]
