@@ -200,7 +200,7 @@ class Batch:
     """Per modality what the encoder would make of some of the M, float[F, P, E], from the feature cache."""
     order: Mapping[str, Tensor] = field(default_factory=dict)
     """Per modality int64[M]: where each of the M stands in the features of `media` followed by `features`; absent where
-    one of the two is empty."""
+    they stand there in order."""
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """As `Item.keys`, of all media in the order of their slots."""
     hits: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)

@@ -192,9 +192,20 @@ def _stack_instructions(items: Sequence[Item]) -> dict[str, Any]:
 def _values_and_features(
     modality: str, tensors: Sequence[Tensor], are_features: Sequence[bool], owners: Sequence[str], has_views: bool
 ) -> dict[str, Tensor]:
-    """`media`, `features` and `order` of one modality, as far as the batch has them."""
+    """`media`, `features` and `order` of one modality, as far as the batch has them. A tensor that several items hold,
+    the very object, is there once."""
     import torch
 
+    places = {id(tensor): place for place, tensor in reversed(list(enumerate(tensors)))}
+    if len(places) < len(tensors) and not any(are_features):
+        firsts = sorted(places.values())
+        counts = [len(tensors[first]) if has_views else 1 for first in firsts]
+        stretches = dict(zip(firsts, torch.arange(sum(counts)).split(counts), strict=True))
+        once = [tensors[first] for first in firsts]
+        found = _values_and_features(
+            modality, once, [False] * len(once), [owners[first] for first in firsts], has_views
+        )
+        return found | {"order": torch.cat([stretches[places[id(tensor)]] for tensor in tensors])}
     found: dict[str, Tensor] = {}
     for name, wanted in (("media", False), ("features", True)):
         chosen = [number for number, kept in enumerate(are_features) if kept == wanted]

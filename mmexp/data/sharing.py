@@ -105,7 +105,8 @@ class Piece(NamedTuple):
 
 
 def share(items: Sequence[Item]) -> list[Piece]:
-    """Neighbours that begin with the same media, as that beginning and what each has of its own.
+    """Neighbours that begin alike, as that beginning and what each has of its own: samples about the same media, or several
+    answers to one sample.
 
     A beginning carries no loss, and ends before the first token of any of them that does.
     """
@@ -150,9 +151,9 @@ def _first_target(item: Item) -> int:
 
 
 def _same_media(one: Item, other: Item) -> bool:
-    """Whether two samples show the LLM the same, picture by picture."""
+    """Whether two samples show the LLM the same, picture by picture; without any, whether they are one sample."""
     return (
-        bool(one.media)
+        (bool(one.media) or (one.dataset, one.id) == (other.dataset, other.id))
         and one.views == other.views
         and one.hits == other.hits
         and all(
@@ -165,6 +166,8 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two mappings of names to tensors are equal."""
     return one.keys() == other.keys() and all(
         len(one[name]) == len(other[name])
-        and all(a.shape == b.shape and bool((a == b).all()) for a, b in zip(one[name], other[name], strict=True))
+        and all(
+            a is b or (a.shape == b.shape and bool((a == b).all())) for a, b in zip(one[name], other[name], strict=True)
+        )
         for name in one
     )

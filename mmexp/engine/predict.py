@@ -12,8 +12,9 @@ from mmexp.contracts import Item, Sample, Turn
 from mmexp.data import Collator
 from mmexp.engine.log import console
 from mmexp.engine.matcher import Matcher
+from mmexp.engine.scoring import score_answers
 from mmexp.errors import ConfigError
-from mmexp.evaluation import BenchmarkConfig, evaluate, merge_results
+from mmexp.evaluation import BenchmarkConfig, MultipleChoiceConfig, Score, evaluate, merge_results
 from mmexp.evaluation.asking import Share
 from mmexp.evaluation.runner import Results
 from mmexp.llm import Sampling, Watch
@@ -60,6 +61,25 @@ class Generator:
         )  # fmt: skip
         by_sample = dict(zip(members, answers, strict=True))
         return [by_sample[index] for index in range(len(samples))]
+
+    def score(
+        self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], with_end: bool = False
+    ) -> list[list[Score]]:
+        """How likely the model finds each candidate as the answer to its sample, as the template writes answers.
+
+        Args:
+            samples: Conversations that end with a user turn.
+            candidates: Per sample the texts to score.
+            with_end: Count what ends an answer too. Without it no text is less likely than a longer one that begins with it.
+
+        Returns:
+            Per sample and candidate the summed log-probability of its tokens, given the prompt, and their number.
+
+        Raises:
+            ConfigError: the run has no LLM.
+            DataError: a candidate is empty, or as `Processor.answer_layout`.
+        """
+        return score_answers(self.model, self.plan, samples, candidates, with_end)
 
     def _groups(self, layouts: Sequence[Layout]) -> list[tuple[list[int], int]]:
         """Prompts that begin alike, as their indices, and how many tokens they share; a prompt alone keeps its last."""
@@ -133,6 +153,8 @@ def evaluate_run(
         predict: Any = lambda samples, s=sampling: generator.predict(samples, s)  # noqa: E731
         if benchmark.needs == "embed":
             predict = generator.matcher()
+        elif isinstance(benchmark, MultipleChoiceConfig):
+            predict = benchmark.predictor(generator.score)
         boxes = generator.plan.processor.boxes
         figures = evaluate(name, benchmark, predict, run.path, console, chosen, boxes,
                            run.weights_identity, share)  # fmt: skip

@@ -86,7 +86,9 @@ class KeptAnswers:
 
     def _key(self, way: str, sample: Sample) -> str:
         asked = [[turn.role, turn.text] for turn in sample.turns]
-        text = json.dumps([self.identity, way, sample.dataset, sample.id, asked])
+        text = json.dumps(
+            [self.identity, way, sample.dataset, sample.id, asked, sample.meta.get("options")], default=str
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

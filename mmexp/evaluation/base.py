@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from mmexp.contracts import Sample
 from mmexp.errors import ConfigError, DataError
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 
 Predict = Callable[[Sequence[Sample]], list[str]]
 """Samples that end with a user turn, to one answer each, in order."""
+
+
+class Score(NamedTuple):
+    """How likely a model finds an answer."""
+
+    log_prob: float
+    """Natural logarithm, summed over its tokens."""
+    num_tokens: int
+
+
+Scorer = Callable[[Sequence[Sample], Sequence[Sequence[str]], bool], list[list[Score]]]
+"""Samples that end with a user turn, candidates for each of them, and whether what ends an answer counts too, to the
+scores of the candidates as answers."""
 
 
 class Match(Protocol):
@@ -44,6 +57,8 @@ class Graded:
     """Further figures of the whole list."""
     details: tuple[Mapping[str, Any], ...] = ()
     """Per sample what else belongs into its line of the predictions file; empty or one each."""
+    texts: tuple[str, ...] = ()
+    """Per sample what its prediction says, where that is no text for readers; empty or one each."""
 
 
 class Grader(Protocol):
@@ -59,7 +74,8 @@ class BenchmarkConfig(ABC):
     """One benchmark as data. A subclass names its `primary` metric and grades.
 
     Samples end with an assistant turn, which is the answer; `meta` may hold `type` (a word that figures are broken
-    down by), `targets` (all accepted answers) and `box` (x0, y0, x1, y1, each 0 to 1).
+    down by), `targets` (all accepted answers), `box` (x0, y0, x1, y1, each 0 to 1), `options` (texts to choose from) and
+    `right` (place of the right option, from 0).
     """
 
     primary: ClassVar[str] = "score"
@@ -96,6 +112,9 @@ class BenchmarkConfig(ABC):
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise ConfigError(f"{self.min_new_tokens}", expected=f"0 to max_new_tokens={self.max_new_tokens}",
                               where="evaluation.*.min_new_tokens")  # fmt: skip
+
+    def check(self, samples: Sequence[Sample]) -> None:
+        """Before any of a split is asked. Raises DataError for a sample that cannot be."""
 
     def grader(self, boxes: BoxText) -> Grader:
         """What grades the answers of a model that writes boxes in this way; most benchmarks need not know.

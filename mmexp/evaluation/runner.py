@@ -68,7 +68,7 @@ def evaluate(
 
     Raises:
         ConfigError: A split is unknown.
-        DataError: A split is empty or a sample has no answer.
+        DataError: A split is empty, a sample has no answer, or the benchmark cannot ask it.
     """
     console = progress or Console(stderr=True)
     results: Results = {}
@@ -77,6 +77,7 @@ def evaluate(
             raise ConfigError(f"no split {split!r}", expected=", ".join(benchmark.splits), where=f"evaluation.{name}")
         began = time.monotonic()
         samples = _load(benchmark, f"evaluation.{name}.splits.{split}", split)
+        benchmark.check(samples)
         asked = [_without_answer(sample) for sample in samples]
         kept_file = out_dir / "predictions" / f".{split}_{name}.answers"
         kept = KeptAnswers(kept_file, identity and f"{identity} {benchmark}", share)
@@ -137,7 +138,8 @@ def _answer(
     grader = benchmark.grader(boxes)
 
     def graded(texts: list[str]) -> _Answers:
-        return _Answers(texts=texts, graded=grader.grade(samples, texts))
+        grades = grader.grade(samples, texts)
+        return _Answers(texts=list(grades.texts) or texts, graded=grades)
 
     if isinstance(benchmark, RetrievalConfig):
         found, metrics = benchmark.retrieve(samples, cast("Match", predict))

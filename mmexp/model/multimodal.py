@@ -9,13 +9,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mmexp.contracts import IGNORE, Batch, EncoderSpec, Output
+from mmexp.contracts import Batch, EncoderSpec, Output
 from mmexp.llm import Sampling, Watch
 from mmexp.model.splice import arrange, left_pad, splice, take_part
+from mmexp.model.targets import owners_of, targets_of
 from mmexp.model.together import Continuations
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_CHUNK_ROWS = 256
+"""Positions whose logits exist at a time when answers are scored."""
 
 
 class Branch(nn.Module):
@@ -58,11 +63,12 @@ class Branch(nn.Module):
         Args:
             values: Of the media that have to be encoded, float[M - F, ...]; None where all features are there.
             kept: What `stem` made of others earlier, float[F, P, E].
-            order: int64[M], where each of the M stands in the features of `values` followed by `kept`; None where one
-                of the two is None.
+            order: int64[M], where each of the M stands in the features of `values` followed by `kept`; None where
+                they stand there in order.
         """
         if kept is None:
-            return self.encoder(values).contiguous()  # as what is kept: products round by the order in memory
+            made = self.encoder(values).contiguous()  # as what is kept: products round by the order in memory
+            return made if order is None else made[order]
         outputs, finish = self._stems(values, kept, order), getattr(self.encoder, "finish", None)
         return outputs if finish is None else finish(outputs)
 
@@ -86,7 +92,8 @@ class Branch(nn.Module):
             assert kept is not None
             return kept
         made = self.stem(values)
-        return made if kept is None else torch.cat([made, kept])[order]
+        made = made if kept is None else torch.cat([made, kept])
+        return made if order is None else made[order]
 
     @property
     def newline(self) -> Tensor | None:
@@ -176,14 +183,13 @@ class MultimodalModel(nn.Module):
     @torch.inference_mode()
     def score(self, batch: Batch) -> list[float]:
         """Per sample the summed log-probability of its supervised tokens, in the order of `batch.ids`."""
-        hidden = self(batch).hidden
-        scores = []
-        for row, start, end in batch.spans():
-            labels = batch.labels[row, start + 1 : end]
-            chosen = labels != IGNORE
-            logits = self.llm.logits(hidden[row, start : end - 1][chosen]).float()
-            scores.append(-float(functional.cross_entropy(logits, labels[chosen], reduction="sum")))
-        return scores
+        places, rows = targets_of(batch)
+        hidden, labels = self(batch, rows).hidden, batch.labels.flatten()[places]
+        pairs = zip(hidden.split(_CHUNK_ROWS), labels.split(_CHUNK_ROWS), strict=True)
+        losses = [functional.cross_entropy(self.llm.logits(h).float(), own, reduction="none") for h, own in pairs]
+        sums = torch.zeros(len(batch.ids), dtype=torch.float32, device=labels.device)
+        owners = owners_of(batch).to(labels.device)
+        return (-sums.index_add(0, owners[places], torch.cat(losses))).tolist()
 
     def _branches(self) -> list[tuple[str, Branch]]:
         return list(self.inputs.items())  # type: ignore[arg-type]

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
-from mmexp.contracts import IGNORE, Batch, Losses
+from mmexp.contracts import Batch, Losses
 from mmexp.errors import ConfigError
+from mmexp.model.targets import targets_of
 
 if TYPE_CHECKING:
     from mmexp.model import MultimodalModel, Plan
@@ -39,7 +40,7 @@ class NextTokenConfig:
 
 
 class NextToken(nn.Module):
-    """The only place where labels are shifted by one; logits exist at supervised positions only."""
+    """Labels are shifted by one (`targets_of`); logits exist at supervised positions only."""
 
     def __init__(self, chunk_rows: int | None = 256, prune_last_layer: bool = True) -> None:
         super().__init__()
@@ -53,12 +54,7 @@ class NextToken(nn.Module):
 
     def forward(self, model: MultimodalModel, batch: Batch) -> Losses:
         """Loss sum and number of supervised tokens, named `lm`."""
-        labels = batch.labels.flatten()
-        places = (labels != IGNORE).nonzero().squeeze(1)
-        rows = places - 1  # the first label of a row is never supervised, so no row reaches another
-        if batch.previous is not None:
-            rows, order = batch.previous[places].sort(stable=True)
-            places = places[order]
+        places, rows = targets_of(batch)
         hidden = model(batch, rows).hidden if self.prune_last_layer else model(batch).hidden.flatten(0, 1)[rows]
-        loss = model.llm.head.loss(hidden, labels[places], self.chunk_rows)
+        loss = model.llm.head.loss(hidden, batch.labels.flatten()[places], self.chunk_rows)
         return Losses(sums={"lm": loss}, counts={"lm": batch.num_supervised})

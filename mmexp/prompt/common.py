@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def common_length(prompts: Sequence[Sequence[int]], runs: Sequence[Sequence[MediaRun]]) -> int:
-    """How many tokens texts about the same media have in common; 0 when a medium stands behind that.
+    """How many tokens texts about the same media, or about none, have in common; 0 when a medium stands behind that.
 
     Args:
         prompts: Token ids of each text.
@@ -21,4 +21,4 @@ def common_length(prompts: Sequence[Sequence[int]], runs: Sequence[Sequence[Medi
     length = next((at for at, column in enumerate(columns) if len(set(column)) > 1), shortest)
     ends = [run.start + run.length for each in runs for run in each]
     alike = all(list(each) == list(runs[0]) for each in runs)
-    return length if alike and ends and max(ends) <= length else 0
+    return length if alike and max(ends, default=0) <= length else 0

@@ -162,6 +162,17 @@ class SampleMedia:
         slots = transform.gather(size, count), transform.blend(size, count)
         return Loaded(values, transform.num_views(size, count), *slots, key, hit)
 
+    def load_all(self, media: Sequence[Medium], kept: Mapping[str, FeatureLookup]) -> dict[str, dict[str, Any]]:
+        """`media`, `views`, `gather`, `blend`, `keys` and `hits` of an item. Raises as `load`."""
+        names = ("media", "views", "gather", "blend", "keys", "hits")
+        found: dict[str, dict[str, tuple[Any, ...]]] = {name: {} for name in names}
+        for medium in media:
+            loaded = self.load(medium, kept.get(medium.modality))
+            for by_modality, value in zip(found.values(), loaded, strict=True):
+                if value is not None:
+                    by_modality[medium.modality] = (*by_modality.get(medium.modality, ()), value)
+        return found
+
     def _values(self, medium: Medium, load: Loader, transform: Callable[..., Tensor], count: int) -> Tensor:
         """What the encoder sees of a medium."""
         sized = transform if isinstance(transform, SizedTransform) else None

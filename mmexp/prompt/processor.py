@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmexp.contracts import IGNORE, Box, Item, Medium, Sample, Turn
+from mmexp.contracts import IGNORE, Box, Item, Medium, Sample, Segment, Turn
 from mmexp.errors import DataError
 from mmexp.prompt.boxtext import WHOLE, BoxText
 from mmexp.prompt.encoded import Encoded
@@ -20,6 +21,8 @@ from mmexp.prompt.transparency import Colour
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Render = Callable[[Sequence[Turn]], list[Segment]]
 
 
 class TooLongError(DataError):
@@ -112,15 +115,25 @@ class Processor:
         Raises:
             As `encode_prompt`, but for unreadable media.
         """
-        turns = sample.turns
         check_roles(sample)
-        if not turns or turns[-1].role == "assistant":
+        if not sample.turns or sample.turns[-1].role == "assistant":
             raise DataError("nothing to answer", expected="a user turn at the end", where=describe(sample))
-        reader = self.reader(sample)
-        encoded = self._encode(sample.turns, sample, reader, generation_prompt=True)
-        if len(encoded.ids) > self.max_length_tokens:
-            raise self._too_long(len(encoded.ids), sample)
-        return self._laid(encoded, turns, sample, reader)
+        reader, render = self.reader(sample), partial(self.template.render, generation_prompt=True, key=sample.id)
+        return self._whole(self._limited(sample.turns, sample, reader, render), sample, reader)
+
+    def answer_layout(self, sample: Sample, with_end: bool = False) -> Layout:
+        """The sample with loss on its last turn alone, an answer to be scored. Nothing of it is cut.
+
+        Args:
+            sample: Its prompt becomes what `prompt_layout` makes of the turns before the last one.
+            with_end: Score what ends the answer too, as far as it carries loss in training.
+
+        Raises:
+            As `prompt_layout`.
+        """
+        check_roles(sample)
+        reader, render = self.reader(sample), partial(self.template.render_answer, key=sample.id, with_end=with_end)
+        return self._whole(self._encode(sample.turns, sample, reader, render), sample, reader)
 
     def layout(self, sample: Sample) -> Layout:
         """Everything `encode` decides, without decoding a medium: whole exchanges go from the end until it fits.
@@ -137,15 +150,15 @@ class Processor:
                 fix="remove the row, or add the answer",
             )
         exchanges = exchanges_of(sample.turns)
-        reader = self.reader(sample)
-        encoded = self._encode(sample.turns, sample, reader)
+        reader, render = self.reader(sample), partial(self.template.render, key=sample.id)
+        encoded = self._limited(sample.turns, sample, reader, render)
         if len(encoded.ids) <= self.max_length_tokens:
             return self._laid(encoded, sample.turns, sample, reader)
         best: tuple[Encoded, int] | None = None
         low, high = 1, len(exchanges) - 1
         while low <= high:  # a longer beginning of the conversation is never shorter in tokens
             middle = (low + high) // 2
-            shorter = self._encode(join(exchanges[:middle]), sample, reader)
+            shorter = self._limited(join(exchanges[:middle]), sample, reader, render)
             if len(shorter.ids) <= self.max_length_tokens:
                 best, low = (shorter, middle), middle + 1
             else:
@@ -154,6 +167,12 @@ class Processor:
             raise self._too_long(len(encoded.ids), sample)
         kept = join(exchanges[: best[1]])
         return self._laid(best[0], kept, sample, reader)
+
+    def _whole(self, encoded: Encoded, sample: Sample, reader: SampleMedia) -> Layout:
+        """The layout of all turns. Raises TooLongError."""
+        if len(encoded.ids) > self.max_length_tokens:
+            raise self._too_long(len(encoded.ids), sample)
+        return self._laid(encoded, sample.turns, sample, reader)
 
     def _laid(self, encoded: Encoded, turns: Sequence[Turn], sample: Sample, reader: SampleMedia) -> Layout:
         """The layout of the turns that are kept."""
@@ -182,14 +201,16 @@ class Processor:
         """What reads the media of a sample."""
         return SampleMedia(sample.turns, describe(sample), self.transforms, self.exact, self.backdrop)
 
-    def _encode(
-        self, turns: Sequence[Turn], sample: Sample, reader: SampleMedia, generation_prompt: bool = False
-    ) -> Encoded:
+    def _limited(self, turns: Sequence[Turn], sample: Sample, reader: SampleMedia, render: Render) -> Encoded:
+        """As `_encode`, with over-long answers cut."""
+        encoded = self._encode(turns, sample, reader, render)
+        encoded.limit_answers(self.template.max_answer_tokens, self.template.answer_cut)
+        return encoded
+
+    def _encode(self, turns: Sequence[Turn], sample: Sample, reader: SampleMedia, render: Render) -> Encoded:
         try:
-            segments = self.template.render(self._seen(turns, reader), generation_prompt, key=sample.id)
-            encoded = self.tokenizer.encode(segments, reader.slot_lengths(self.slot_lengths))
-            encoded.limit_answers(self.template.max_answer_tokens, self.template.answer_cut)
-            return encoded
+            segments = render(self._seen(turns, reader))
+            return self.tokenizer.encode(segments, reader.slot_lengths(self.slot_lengths))
         except BadMediaError:
             raise
         except DataError as error:
@@ -221,23 +242,12 @@ class Processor:
             input_ids=input_ids,
             labels=input_ids.masked_fill(~supervised, IGNORE),
             runs=tuple(encoded.runs),
-            **_load(layout.media, layout.reader or self.reader(sample), kept or {}),
+            **(layout.reader or self.reader(sample)).load_all(layout.media, kept or {}),
             instructions=_instructions(layout),
             num_dropped_turns=layout.num_dropped_turns,
             num_cut_tokens=encoded.num_cut_tokens,
             meta=sample.meta,
         )
-
-
-def _load(media: Sequence[Medium], reader: SampleMedia, kept: Mapping[str, FeatureLookup]) -> dict[str, Any]:
-    """`media`, `views`, `gather`, `blend`, `keys` and `hits` of an item."""
-    names = ("media", "views", "gather", "blend", "keys", "hits")
-    found: dict[str, dict[str, tuple[Any, ...]]] = {name: {} for name in names}
-    for medium in media:
-        for by_modality, value in zip(found.values(), reader.load(medium, kept.get(medium.modality)), strict=True):
-            if value is not None:
-                by_modality[medium.modality] = (*by_modality.get(medium.modality, ()), value)
-    return found
 
 
 def _instructions(layout: Layout) -> dict[str, tuple[Tensor, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmexp.contracts import Medium, Part, Region, Segment, Text, Turn
@@ -53,6 +54,13 @@ class Rendering:
         ended = bool(rest) and rest[-1].role == "assistant"
         return segments + (self._fill(template.end) if ended else [])
 
+    def render_answer(self, turns: Sequence[Turn], with_end: bool) -> list[Segment]:
+        """As `ChatTemplate.render_answer`."""
+        *before, last = turns
+        prompt = [replace(segment, supervised=False) for segment in self.render(before, generation_prompt=True)]
+        parts = strip(last.parts) if self.template.strip else last.parts
+        return prompt + self._fill(self.template.assistant_answer, parts, supervised=True, open_ended=not with_end)
+
     def _user(self, turn: Turn, begin: list[Segment], system: list[Segment]) -> list[Segment]:
         """A user turn; `begin` goes behind the media before it, `system` in front of what the user says."""
         before, parts = self._arrange(turn)
@@ -92,6 +100,7 @@ class Rendering:
         supervised: bool = False,
         silent: bool = False,
         inside: Sequence[Segment] = (),
+        open_ended: bool = False,
     ) -> list[Segment]:
         """A format as segments.
 
@@ -100,6 +109,7 @@ class Rendering:
             supervised: Whether the format carries loss until a mark says otherwise.
             silent: Whether it carries none whatever the marks say (an answer that says nothing).
             inside: Segments at `{turn}` before the parts.
+            open_ended: Leave out what stands behind `{turn}`.
         """
         segments: list[Segment] = []
         loss = supervised
@@ -112,6 +122,8 @@ class Rendering:
                 segments += inside
                 for part in parts:
                     segments += self._part(part, loss)
+                if open_ended:
+                    break
             else:
                 segments.append(_segment(piece, loss))
         return segments

@@ -162,3 +162,16 @@ class ChatTemplate:
             DataError: a region that cannot be written.
         """
         return Rendering(self, key, any(turn.media for turn in turns)).render(turns, generation_prompt)
+
+    def render_answer(self, turns: Sequence[Turn], key: str = "", with_end: bool = False) -> list[Segment]:
+        """A generation prompt and an answer to it, the last of the turns: only that answer carries loss.
+
+        Args:
+            turns: As for `render`; the last one is an answer.
+            key: As for `render`.
+            with_end: Write what ends the answer too, with loss where it carries loss in training.
+
+        Raises:
+            DataError: a region that cannot be written.
+        """
+        return Rendering(self, key, any(turn.media for turn in turns)).render_answer(turns, with_end)

@@ -129,7 +129,8 @@ def vqa_rows(draw: Draw, split: str, per_type: int) -> Iterator[Row]:
             if question is not None and found[question.answer] < most:
                 found[question.answer] += 1
                 turns = [(question.text + SUFFIX, question.answer)]
-                yield image_row(scene, "vqa", turns, type=kind, targets=[question.answer])
+                answers = {"targets": [question.answer], "options": list(question.options)}
+                yield image_row(scene, "vqa", turns, type=kind, **answers)
 
 
 def _question(scene: Scene, kind: str) -> Question | None:

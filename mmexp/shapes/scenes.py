@@ -16,6 +16,8 @@ STEP = 2
 """Hundredths of the canvas that every edge is a multiple of: half as many numbers, each seen twice as often. Only the
 pictures that the vision part learns from stand anywhere."""
 BACKGROUNDS = ("white", "grey")
+MOST_THINGS = 4
+"""Things of a scene; there is at least one."""
 
 HELD_OUT = frozenset(
     {("red", "star"), ("green", "cross"), ("blue", "triangle"), ("yellow", "ring"), ("purple", "square")}
@@ -105,7 +107,7 @@ class Scene:
 def draw_scene(seed: int, split: str, index: int, aspect: float = 1.0) -> Scene:
     """The scene number `index` of a split, on a canvas `aspect` times as wide as high."""
     rng = Random(f"{seed}/{split}/{index}")
-    wanted = rng.choices((1, 2, 3, 4), (15, 30, 30, 25))[0]
+    wanted = rng.choices(range(1, MOST_THINGS + 1), (15, 30, 30, 25))[0]
     forced = rng.choice(sorted(HELD_OUT)) if split == COMBOS else None
     things: list[Thing] = []
     may_overlap = rng.random() < 0.25

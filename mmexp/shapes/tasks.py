@@ -6,13 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from mmexp.shapes.scenes import COLOURS, COMBOS, SHAPES, Scene, Thing, may_occur
+from mmexp.shapes.glyphs import GLYPHS
+from mmexp.shapes.scenes import COLOURS, COMBOS, MOST_THINGS, SHAPES, Scene, Thing, may_occur
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 """LLaVA-1.5 puts this behind the first short question of a conversation."""
 
 APART = 14
 """Hundredths of the canvas that two centres must differ by for a question about left, right, above or below."""
+
+_YES_NO = ("yes", "no")
+_NUMBERS = tuple(map(str, range(MOST_THINGS + 1)))
 
 Turn = tuple[str, str]
 """What a user says and what the assistant answers."""
@@ -25,6 +29,8 @@ class Question:
     type: str
     text: str
     answer: str
+    options: tuple[str, ...]
+    """Everything that may be the answer to such a question, in an order that does not tell which it is."""
     about: tuple[Thing, ...] = ()
     """The things one has to look at."""
 
@@ -58,7 +64,7 @@ def _colour(scene: Scene, rng: Random) -> Question | None:
         phrases = [thing.noun] * (thing in scene.unique("noun")) + [f"{thing.size} {thing.noun}"] * (len(sized) == 1)
         if phrases:
             text = rng.choice(("What colour is the {}?", "What is the colour of the {}?")).format(rng.choice(phrases))
-            return Question(type="colour", text=text, answer=thing.colour, about=(thing,))
+            return Question(type="colour", text=text, answer=thing.colour, options=COLOURS, about=(thing,))
     return None
 
 
@@ -70,7 +76,8 @@ def _shape(scene: Scene, rng: Random) -> Question | None:
         )
         if thing.kind == "shape" and phrases:
             text = rng.choice(("What shape is the {} object?", "What is the shape of the {} object?"))
-            return Question(type="shape", text=text.format(rng.choice(phrases)), answer=thing.name, about=(thing,))
+            text = text.format(rng.choice(phrases))
+            return Question(type="shape", text=text, answer=thing.name, options=SHAPES, about=(thing,))
     return None
 
 
@@ -85,7 +92,7 @@ def _count(scene: Scene, rng: Random) -> Question | None:
     else:
         colour = _value([thing.colour for thing in things], COLOURS, rng)
         text, found = f"How many {colour} objects are there?", tuple(t for t in things if t.colour == colour)
-    return Question(type="count", text=text, answer=str(len(found)), about=found)
+    return Question(type="count", text=text, answer=str(len(found)), options=_NUMBERS, about=found)
 
 
 def _value(present: list[str], every: tuple[str, ...], rng: Random) -> str:
@@ -102,7 +109,7 @@ def _existence(scene: Scene, rng: Random) -> Question | None:
     if rng.random() < 0.5:
         special = [thing for thing in shapes if thing.held_out and scene.split == COMBOS]
         thing = rng.choice(special or shapes)
-        return Question(type="existence", text=_is_there(thing.pair), answer="yes", about=(thing,))
+        return Question(type="existence", text=_is_there(thing.pair), answer="yes", options=_YES_NO, about=(thing,))
     colours, names = {thing.colour for thing in scene.things}, {thing.name for thing in shapes}
     absent = [
         (colour, name)
@@ -113,7 +120,7 @@ def _existence(scene: Scene, rng: Random) -> Question | None:
     hard = [(colour, name) for colour, name in absent if colour in colours and name in names]
     near = [(colour, name) for colour, name in absent if colour in colours or name in names]
     pool = hard if hard and rng.random() < 0.5 else near if near and rng.random() < 0.6 else absent
-    return Question(type="existence", text=_is_there(" ".join(rng.choice(pool))), answer="no")
+    return Question(type="existence", text=_is_there(" ".join(rng.choice(pool))), answer="no", options=_YES_NO)
 
 
 def _is_there(pair: str) -> str:
@@ -138,7 +145,8 @@ def _relation(scene: Scene, rng: Random) -> Question | None:
             words = (("left", "right"), ("above", "below"))[axis]
             form = ("Is the {} to the left or to the right of the {}?", "Is the {} above or below the {}?")[axis]
             text, answer = form.format(pair[1], pair[3]), words[0 if before else 1]
-            return Question(type="relation", text=text, answer=answer, about=(pair[0], pair[2]))
+            about = pair[0], pair[2]
+            return Question(type="relation", text=text, answer=answer, options=words, about=about)
     return None
 
 
@@ -154,7 +162,8 @@ def _comparison(scene: Scene, rng: Random) -> Question | None:
             text, answer = f"Do the {first} and the {second} have the same colour?", one.colour == other.colour
         else:
             continue
-        return Question(type="comparison", text=text, answer="yes" if answer else "no", about=(one, other))
+        said = _YES_NO[0 if answer else 1]
+        return Question(type="comparison", text=text, answer=said, options=_YES_NO, about=(one, other))
     return None
 
 
@@ -164,7 +173,8 @@ def _reading(scene: Scene, rng: Random) -> Question | None:
         tinted = len([t for t in scene.things if (t.kind, t.colour) == (thing.kind, thing.colour)]) == 1
         texts = [f"What {thing.kind} is shown?"] * alone + [f"What {thing.kind} is written in {thing.colour}?"] * tinted
         if thing.kind != "shape" and texts:
-            return Question(type="reading", text=rng.choice(texts), answer=thing.name, about=(thing,))
+            signs = tuple(sorted(sign for sign in GLYPHS if sign.isdigit() == (thing.kind == "digit")))
+            return Question(type="reading", text=rng.choice(texts), answer=thing.name, options=signs, about=(thing,))
     return None
 
 

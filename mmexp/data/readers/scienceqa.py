@@ -19,7 +19,7 @@ from mmexp.errors import DataError
 class ScienceQaConfig(RowsConfig):
     """ScienceQA's `problems.json`: an object of problem id to `question`, `choices`, `answer` (place of the right one).
 
-    `Sample.meta` has the subject as `type`.
+    `Sample.meta` has the subject as `type`, and for benchmarks `options` and the place of the right one as `right`.
 
     Source: lupantech/ScienceQA (fields); LLaVA for options and the question's end.
     """
@@ -58,5 +58,5 @@ class ScienceQaConfig(RowsConfig):
         hint = [words(row, "hint")] if self.use_hint and row.get("hint") else []
         options = [f"{chr(65 + place)}. {choice}" for place, choice in enumerate(choices)]
         question = "\n".join([*hint, words(row, "question"), *options]) + self.suffix
-        meta = {"type": row.get("subject"), **others(row, "id", "question")}
+        meta = {"type": row.get("subject"), **others(row, "id", "question"), "options": choices, "right": right}
         return Sample(id=row_id(row, number), turns=exchange(question, chr(65 + right), *media), meta=meta)
