@@ -105,8 +105,8 @@ class Piece(NamedTuple):
 
 
 def share(items: Sequence[Item]) -> list[Piece]:
-    """Neighbours that begin alike, as that beginning and what each has of its own: samples about the same media, or several
-    answers to one sample.
+    """Neighbours that begin alike, as that beginning and what each has of its own: samples about the same media, or
+    several answers to one sample.
 
     A beginning carries no loss, and ends before the first token of any of them that does.
     """

@@ -70,7 +70,8 @@ class Generator:
         Args:
             samples: Conversations that end with a user turn.
             candidates: Per sample the texts to score.
-            with_end: Count what ends an answer too. Without it no text is less likely than a longer one that begins with it.
+            with_end: Count what ends an answer too. Without it no text is less likely than a longer one that begins
+                with it.
 
         Returns:
             Per sample and candidate the summed log-probability of its tokens, given the prompt, and their number.

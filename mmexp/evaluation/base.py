@@ -74,8 +74,8 @@ class BenchmarkConfig(ABC):
     """One benchmark as data. A subclass names its `primary` metric and grades.
 
     Samples end with an assistant turn, which is the answer; `meta` may hold `type` (a word that figures are broken
-    down by), `targets` (all accepted answers), `box` (x0, y0, x1, y1, each 0 to 1), `options` (texts to choose from) and
-    `right` (place of the right option, from 0).
+    down by), `targets` (all accepted answers), `box` (x0, y0, x1, y1, each 0 to 1), `options` (texts to choose from)
+    and `right` (place of the right option, from 0).
     """
 
     primary: ClassVar[str] = "score"
@@ -113,8 +113,9 @@ class BenchmarkConfig(ABC):
             raise ConfigError(f"{self.min_new_tokens}", expected=f"0 to max_new_tokens={self.max_new_tokens}",
                               where="evaluation.*.min_new_tokens")  # fmt: skip
 
-    def check(self, samples: Sequence[Sample]) -> None:
-        """Before any of a split is asked. Raises DataError for a sample that cannot be."""
+    def check(self, sample: Sample) -> None:
+        """Raises DataError for a sample that cannot be asked or graded; nothing is asked before all of a split pass."""
+        answer(sample)
 
     def grader(self, boxes: BoxText) -> Grader:
         """What grades the answers of a model that writes boxes in this way; most benchmarks need not know.

@@ -1,4 +1,4 @@
-"""Multiple choice: the option that the model finds most likely, told by log-probabilities instead of by what it says."""
+"""Multiple choice: which option the model finds most likely, by log-probabilities instead of by what it says."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mmexp.errors import ConfigError, DataError
 from mmexp.evaluation.base import BenchmarkConfig, Graded, Predict, Score, Scorer, group_by_type, question_type, targets
 
 _CHOICES = {"candidates": ("texts", "letters"), "normalize": ("none", "tokens")}
-_MOST = 26
+_LETTERS = 26
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultipleChoiceConfig(BenchmarkConfig):
-    """Questions with `meta.options`: 1 when the right one is the most likely answer, else 0; the first of equals counts.
+    """Questions with `meta.options`: 1 when the most likely one (the first of equals) is the right one, else 0.
 
     The right one is at `meta.right`, counted from 0; without it, the option that is an accepted answer
     (`meta.targets`, else the closing turn), or the one whose letter is. Answers are graded before they end, so options
@@ -48,10 +48,12 @@ class MultipleChoiceConfig(BenchmarkConfig):
                     f"{getattr(self, name)!r}", expected=" or ".join(allowed), where=f"evaluation.*.{name}"
                 )
 
-    def check(self, samples: Sequence[Sample]) -> None:
+    def check(self, sample: Sample) -> None:
         """Raises DataError for a sample without two options or more, or whose options miss the right one."""
-        for sample in samples:
-            right_place(sample)
+        super().check(sample)
+        right_place(sample)
+        if self.candidates == "letters" and len(options_of(sample)) > _LETTERS:
+            raise _wrong(sample, f"{len(options_of(sample))} options", f"at most {_LETTERS}", "candidates: texts")
 
     def predictor(self, score: Scorer) -> Predict:
         """What gives for each sample the scores of its candidates, in a line of JSON (see `grade`)."""
@@ -73,7 +75,8 @@ class MultipleChoiceConfig(BenchmarkConfig):
         )
 
     def majority(self, samples: Sequence[Sample]) -> list[str]:
-        """For each sample the place that is right most often in questions of its type, in these very samples."""
+        """For each sample the place that is right most often in questions of its type, in these very samples; the first
+        one where there is no such place."""
         groups = group_by_type(samples)
         common = {kind: Counter(map(right_place, group)).most_common(1)[0][0] for kind, group in groups.items()}
         places = [(common[question_type(sample)], len(options_of(sample))) for sample in samples]
@@ -103,12 +106,12 @@ def letter(place: int) -> str:
 
 
 def options_of(sample: Sample) -> list[str]:
-    """`meta.options`. Raises DataError unless they are 2 to 26 texts."""
+    """`meta.options`. Raises DataError unless they are 2 texts or more."""
     options = sample.meta.get("options")
     fits = isinstance(options, list) and all(isinstance(each, str) and each.strip() for each in options)
-    if not fits or not 1 < len(options) <= _MOST:
+    if not fits or len(options) < 2:
         raise _wrong(sample, "no options" if options is None else f"`options` is {repr(options)[:80]}",
-                     f"a list of 2 to {_MOST} texts", "give each row its `options`, or ask with evaluation=vqa")  # fmt: skip
+                     "a list of 2 texts or more", "give the row its `options`, or take evaluation=vqa")  # fmt: skip
     return options
 
 

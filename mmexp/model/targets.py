@@ -21,7 +21,7 @@ def targets_of(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def owners_of(batch: Batch) -> Tensor:
-    """int64[B * T] on the CPU: which of `batch.ids` each place belongs to; a beginning that several share, to the first."""
+    """int64[B * T] on the CPU: which of `batch.ids` each place belongs to; what several share, to the first of them."""
     import torch
 
     width = batch.labels.shape[1]

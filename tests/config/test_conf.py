@@ -40,7 +40,7 @@ KINDS = {
     "multitask",
 }
 QWEN_VL = ("pretrain", "multitask", "instruct")
-BENCHMARKS = {"vqa", "caption", "grounding", "retrieval", "blip2_vqa", "blip2_caption"}
+BENCHMARKS = {"vqa", "caption", "grounding", "retrieval", "blip2_vqa", "blip2_caption", "scienceqa", "multiple_choice"}
 
 
 @pytest.mark.parametrize("file", sorted(conf_dir().rglob("*.yaml")), ids=lambda file: str(file.relative_to(conf_dir())))

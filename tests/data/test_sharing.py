@@ -181,3 +181,28 @@ def test_what_cannot_share_is_refused() -> None:
         OrderSettings(seed=0, micro_batch_size=1, row="shared", order="length")
     with pytest.raises(ConfigError, match="max_shared"):
         OrderSettings(seed=0, micro_batch_size=1, row="shared", max_shared=0)
+
+
+def test_answers_to_one_sample_share_its_words(files: list[str]) -> None:
+    items = encoded([about("a", question="Which?", answer=answer) for answer in ("left", "right")])
+    batch = Collator(pad_id=0, row="shared")(items)
+    assert batch.followers == ((2, 0, 0),)
+    assert batch.num_tokens == sum(len(item.labels) for item in items) - batch.segment_lengths[0][0]
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_a_tensor_that_several_items_hold_is_there_once(files: list[str], views: bool) -> None:
+    first, other = encoded([about("a", files[0]), about("b", files[1])])
+    if views:  # of two and of three views, as tiles are
+        first, other = (
+            replace(item, media={"image": (torch.stack([item.media["image"][0]] * count),)}, views={"image": (count,)})
+            for item, count in ((first, 2), (other, 3))
+        )
+    items = [other, first, replace(other, id="c"), first]
+    batch = Collator(pad_id=0, row="padded")(items)
+    values = [item.media["image"][0] if views else item.media["image"][0][None] for item in items]
+    assert torch.equal(batch.media["image"], torch.cat([values[0], values[1]]))
+    assert torch.equal(batch.media["image"][batch.order["image"]], torch.cat(values))
+    apart = Collator(pad_id=0, row="padded")(encoded([about("a", files[0]), about("b", files[0])]))
+    assert len(apart.media["image"]) == 2
+    assert not apart.order

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import transformers
+from PIL import Image
+from torch.nn import functional
 
 from mmexp.connector import MlpConfig
-from mmexp.contracts import IGNORE, Batch
+from mmexp.contracts import IGNORE, Batch, Medium, Sample, Text, Turn
 from mmexp.encoder import TinyVisionConfig
+from mmexp.engine import Generator
 from mmexp.llm import TinyLlmConfig
-from mmexp.model import Branch, MultimodalModel
+from mmexp.model import Branch, InputPlan, MultimodalModel, Plan
 from mmexp.objective import NextToken
+from mmexp.prompt import ChatTemplate
 from tests.differences import Differences
 
 IMAGE_TOKEN = 258
@@ -96,3 +102,32 @@ def test_generation_equals_transformers(differences: Differences) -> None:
 
     text = ours.generate(batch, tokenizer, Sampling(max_new_tokens=6))
     differences.tokens(CLASS, "greedy text", text, [tokenizer.decode(reference, skip_special_tokens=True).strip()])
+
+
+def test_scores_of_candidates_equal_transformers(differences: Differences) -> None:
+    ours, theirs = pair()
+    plan = Plan(
+        inputs={"image": InputPlan(encoder=TinyVisionConfig(), connector=MlpConfig(depth=2))},
+        llm=TinyLlmConfig(),
+        template=ChatTemplate(name="short", media="first_if_single"),
+        max_length_tokens=512,
+    )
+    texts = ["yes", "no", "a red star", "a red ring"]
+    asked = Turn(role="user", parts=(Medium(source=Image.new("RGB", (40, 30), (200, 9, 90))), Text(text="What?")))
+    sample = Sample(id="s", turns=(asked,))
+    expected = []
+    for text in texts:
+        said = Turn(role="assistant", parts=(Text(text=text),))
+        item = plan.processor.encode(replace(sample, turns=(asked, said)))
+        ids = item.input_ids.clone()
+        for run in item.runs:
+            ids[run.start : run.start + run.length] = IMAGE_TOKEN
+        with torch.no_grad():
+            logits = theirs(input_ids=ids[None], pixel_values=torch.stack(item.media["image"])).logits[0]
+        places = (item.labels != IGNORE).nonzero().flatten()[:-1]  # all of the answer but its end
+        chances = functional.log_softmax(logits[places - 1].float(), -1)
+        expected.append(chances.gather(1, ids[places, None]).sum())
+    (scores,) = Generator(ours, plan).score([sample], [texts])
+    assert [score.num_tokens for score in scores] == [len(f" {text}") for text in texts]
+    found = torch.tensor([score.log_prob for score in scores])
+    differences(CLASS, "scores of candidates", found, torch.stack(expected), 1e-5, 1e-6)

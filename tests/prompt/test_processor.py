@@ -13,6 +13,7 @@ from mmexp.contracts import IGNORE, Medium, Sample, Text, Turn
 from mmexp.errors import DataError
 from mmexp.llm import TinyLlmConfig
 from mmexp.prompt import ChatTemplate, Processor, SegmentTokenizer, TooLongError
+from tests.shared_data import load_template, segment_tokenizer
 
 
 def transform(image):
@@ -129,3 +130,35 @@ def test_survives_pickling():
     made = sample("</s> <s>", "a</s>")
     copy = pickle.loads(pickle.dumps(processor()))
     assert torch.equal(copy.encode(made).input_ids, processor().encode(made).input_ids)
+
+
+@pytest.mark.parametrize(
+    "name", ["vicuna_v1", "llama2", "minigpt4", "plain", "blip2_align", "blip2_t5_vqa", "llava_v1"]
+)
+@pytest.mark.parametrize("answer", ["yes", "No, it is a ring."])
+def test_an_answer_to_be_scored_is_the_one_of_training(name, answer):
+    template = load_template(name, new_tokens=())
+    made = replace(processor(), template=template, tokenizer=segment_tokenizer("llama2"))
+    asked = sample((picture(3), "Is it red?"), answer)
+    if name != "plain":  # which knows a single exchange
+        asked = sample((picture(3), "What?"), "A star.", "Is it red?", answer)
+    whole, open_, ended = made.layout(asked), made.answer_layout(asked), made.answer_layout(asked, with_end=True)
+    prompt = made.prompt_layout(replace(asked, turns=asked.turns[:-1])).encoded
+    start = len(prompt.ids)
+    assert open_.encoded.ids[:start] == ended.encoded.ids[:start] == prompt.ids
+    assert not any(open_.encoded.supervised[:start])
+    assert ended.encoded.ids == whole.encoded.ids[: len(ended.encoded.ids)]
+    assert ended.encoded.supervised[start:] == whole.encoded.supervised[start : len(ended.encoded.ids)]
+    scored = [i for i, on in zip(open_.encoded.ids, open_.encoded.supervised, strict=True) if on]
+    assert open_.encoded.ids == ended.encoded.ids[: len(open_.encoded.ids)]
+    assert made.tokenizer.decode(scored).strip() == answer
+    assert open_.media == whole.media
+
+
+def test_an_answer_to_be_scored_is_never_cut():
+    made = processor(max_answer_tokens=4)
+    asked = sample("q", "a long answer")
+    assert made.layout(asked).num_supervised == 4
+    assert made.answer_layout(asked).num_supervised == len(" a long answer")
+    with pytest.raises(TooLongError, match="at most 20 tokens"):
+        replace(made, max_length_tokens=20).answer_layout(sample("q", "a", "another", "a long answer"))

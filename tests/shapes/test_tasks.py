@@ -119,12 +119,16 @@ def test_a_pair_row_names_every_thing_and_its_box() -> None:
 def test_closed_questions_of_a_benchmark_have_every_answer_equally_often(kind: str, number: int) -> None:
     rows = [row for row in vqa_rows(partial(draw_scene, 0), "heldout_images", 4 * number) if row["type"] == kind]
     assert set(Counter(row["targets"][0] for row in rows).values()) == {4}
+    assert {tuple(row["options"]) for row in rows} == (
+        {("left", "right"), ("above", "below")} if kind == "relation" else {("yes", "no")}
+    )
 
 
 def test_vqa_rows_of_unseen_combinations_ask_about_them() -> None:
     rows = list(vqa_rows(partial(draw_scene, 0), "heldout_combos", 12))
     assert Counter(row["type"] for row in rows) == dict.fromkeys(QUESTIONS, 12)
     assert all(row["targets"] == [row["conversations"][1]["value"]] for row in rows)
+    assert all(row["targets"][0] in row["options"] for row in rows)
     shapes = [row for row in rows if row["type"] == "shape"]
     spoken = [(row["conversations"][0]["value"].split(" object?")[0].split()[-1], row["targets"][0])
               for row in shapes]  # fmt: skip

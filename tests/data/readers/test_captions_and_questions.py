@@ -160,6 +160,7 @@ def test_textvqa_and_scienceqa(tmp_path):
     asked = "Look.\nWhich?\nA. salt\nB. tin\nAnswer with the option's letter from the given choices directly."
     assert flat(samples[0]) == [("user", tmp_path / "train/1/image.png", "\n" + asked), ("assistant", "B")]
     assert flat(samples[1])[0] == ("user", asked.removeprefix("Look.\n"))
+    assert (samples[0].meta["options"], samples[0].meta["right"]) == (["salt", "tin"], 1)
     assert len(ScienceQaConfig(path=path, split=None).build()) == 3
 
 
