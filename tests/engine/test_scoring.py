@@ -145,7 +145,7 @@ def test_a_template_with_supervised_marks_scores_the_words_alone(make_job: MakeJ
     assert ended.num_tokens == len(" yes\n")
 
 
-def test_mistakes_are_named(make_job: MakeJob, samples: Sequence[Sample]) -> None:
+def test_mistakes_are_named(make_job: MakeJob, samples: Sequence[Sample], tmp_path: Path) -> None:
     plan = make_job().plan
     generator = Generator(plan.build().eval(), plan)
     assert generator.score(samples[:1], [[]]) == [[]]
@@ -155,5 +155,7 @@ def test_mistakes_are_named(make_job: MakeJob, samples: Sequence[Sample]) -> Non
         generator.score([replace(samples[1], turns=samples[1].turns[:2])], [["x"]])
     with pytest.raises(DataError, match="at most 512 tokens"):
         generator.score(samples[:1], [["x" * 600]])
+    TinyLlmConfig().load_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="no LLM"):
-        Generator(generator.model, replace(plan, llm=NoLlmConfig(tokenizer="unread"))).score(samples[:1], [["x"]])
+        none = replace(plan, inputs={}, llm=NoLlmConfig(tokenizer=str(tmp_path)))
+        Generator(generator.model, none).score(samples[:1], [["x"]])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import takewhile
+from string import ascii_uppercase
 from typing import Any
 
 from mmexp.contracts import Medium, Sample
 from mmexp.data.readers.llava import LlavaJsonConfig
 from mmexp.data.readers.messages import MessagesConfig
 from mmexp.data.readers.parts import check_path, exchange, words
-from mmexp.data.readers.prompts import BRIEF_PROMPTS, most_common, prompt_for
+from mmexp.data.readers.prompts import BRIEF_PROMPTS, most_common, prompt_for, under_letters
 from mmexp.errors import DataError
 
 _USUAL: Mapping[str, tuple[str, ...]] = {
@@ -35,6 +37,8 @@ class Columns:
     text: str | None = None
     """A caption; of a list the first one, and all of them are `targets` in `Sample.meta`."""
     question: str | None = None
+    """Columns A, B, ... beside it, as in MMBench, are options: they stand under the question (behind a `hint`), and as
+    `options` in `Sample.meta`. A column `options` of lists gets there as it is."""
     answer: str | None = None
     """A text, or a list of which the most frequent one is learnt."""
     conversations: str | None = None
@@ -106,8 +110,12 @@ def sample_of(
     elif kind == "question":
         value = row.get(columns.answer or "")
         answer = most_common(value) if isinstance(value, list) else words(dict(row), columns.answer or "")
-        turns = exchange(words(dict(row), columns.question or "") + suffix, answer, *media)
+        options = _lettered(row)
         meta |= {"answers": value} if isinstance(value, list) else {}
+        meta |= {"options": options} if options else {}
+        hint = [row["hint"]] if options and isinstance(row.get("hint"), str) else []
+        question = "\n".join([*hint, words(dict(row), columns.question or ""), *under_letters(options)])
+        turns = exchange(question + suffix, answer, *media)
     else:
         value = row.get(columns.text or "")
         captions = value if isinstance(value, list) and value else [value]
@@ -115,6 +123,13 @@ def sample_of(
         meta |= {"targets": value} if isinstance(value, list) else {}
         turns = exchange(prompt_for(prompts, number), caption, *media)
     return Sample(id=name, turns=turns, meta=meta)
+
+
+def _lettered(row: Mapping[str, Any]) -> list[str]:
+    """The texts of the columns A, B, C, ..., as far as they are filled; none where there are not two."""
+    filled = takewhile(lambda value: isinstance(value, str) and value.strip(), map(row.get, ascii_uppercase))
+    options = [str(value) for value in filled]
+    return options if len(options) > 1 else []
 
 
 def with_sources(sample: Sample, sources: Sequence[Any]) -> Sample:

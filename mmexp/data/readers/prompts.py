@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from string import ascii_uppercase
 from typing import Any
 
 from mmexp.data.readers.parts import is_key
@@ -34,6 +36,11 @@ SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 OPTION_LETTER = "\nAnswer with the option's letter from the given choices directly."
 """Source: as `SHORT_ANSWER`, table of response formatting prompts."""
 _FULL_SCORE = 3
+
+
+def under_letters(options: Sequence[str]) -> list[str]:
+    """A line for each option, `A. salt`, as LLaVA asks ScienceQA and MMBench."""
+    return [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
 
 
 def prompt_for(prompts: tuple[str, ...], number: int) -> str:

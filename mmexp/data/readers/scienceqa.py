@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from mmexp.contracts import Sample
 from mmexp.data.files import SteadyFile
 from mmexp.data.readers.parts import exchange, others, picture, words
-from mmexp.data.readers.prompts import OPTION_LETTER, fill
+from mmexp.data.readers.prompts import OPTION_LETTER, fill, under_letters
 from mmexp.data.readers.rows import RowsConfig, row_id
 from mmexp.data.sources import Row, iterate_members
 from mmexp.errors import DataError
@@ -56,7 +56,6 @@ class ScienceQaConfig(RowsConfig):
         if row.get("image"):
             media = [picture(fill(self.image_name, {key: row.get(key) for key in ("split", "id", "image")}))]
         hint = [words(row, "hint")] if self.use_hint and row.get("hint") else []
-        options = [f"{chr(65 + place)}. {choice}" for place, choice in enumerate(choices)]
-        question = "\n".join([*hint, words(row, "question"), *options]) + self.suffix
+        question = "\n".join([*hint, words(row, "question"), *under_letters(choices)]) + self.suffix
         meta = {"type": row.get("subject"), **others(row, "id", "question"), "options": choices, "right": right}
         return Sample(id=row_id(row, number), turns=exchange(question, chr(65 + right), *media), meta=meta)

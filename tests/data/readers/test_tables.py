@@ -47,6 +47,17 @@ def test_captions_in_a_list_are_references(tmp_path):
     assert (sample.turns[1].text, sample.meta) == ("c", {"targets": ["c", "d"]})
 
 
+def test_lettered_columns_are_options(tmp_path):
+    row = {"image": b"x", "question": "Which?", "A": "salt", "B": "tin", "C": float("nan"), "answer": "B"}
+    rows = [row | {"hint": "Look."}, row | {"hint": float("nan"), "C": "ice"}, row | {"B": None}]
+    hinted, three, one = everything(table(tmp_path, rows, suffix="!"))
+    assert flat(hinted) == [("user", b"x", "\nLook.\nWhich?\nA. salt\nB. tin!"), ("assistant", "B")]
+    assert hinted.meta["options"] == ["salt", "tin"]
+    assert flat(three)[0] == ("user", b"x", "\nWhich?\nA. salt\nB. tin\nC. ice!")
+    assert flat(one)[0] == ("user", b"x", "\nWhich?!")
+    assert "options" not in one.meta
+
+
 def test_named_columns_and_paths(tmp_path):
     columns = Columns(image="photo", text="alt", id="key")
     (sample,) = everything(
