@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from string import ascii_uppercase
 from typing import Any, ClassVar, Literal
 
 from mmexp.contracts import Sample
@@ -14,7 +15,6 @@ from mmexp.errors import ConfigError, DataError
 from mmexp.evaluation.base import BenchmarkConfig, Graded, Predict, Score, Scorer, group_by_type, question_type, targets
 
 _CHOICES = {"candidates": ("texts", "letters"), "normalize": ("none", "tokens")}
-_LETTERS = 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,9 @@ class MultipleChoiceConfig(BenchmarkConfig):
         """Raises DataError for a sample without two options or more, or whose options miss the right one."""
         super().check(sample)
         right_place(sample)
-        if self.candidates == "letters" and len(options_of(sample)) > _LETTERS:
-            raise _wrong(sample, f"{len(options_of(sample))} options", f"at most {_LETTERS}", "candidates: texts")
+        if self.candidates == "letters" and len(options_of(sample)) > len(ascii_uppercase):
+            found, most = len(options_of(sample)), len(ascii_uppercase)
+            raise _wrong(sample, f"{found} options", f"at most {most} under letters", "candidates: texts")
 
     def predictor(self, score: Scorer) -> Predict:
         """What gives for each sample the scores of its candidates, in a line of JSON (see `grade`)."""
@@ -97,17 +98,12 @@ class MultipleChoiceConfig(BenchmarkConfig):
 
     def _candidates(self, sample: Sample) -> list[str]:
         options = options_of(sample)
-        return options if self.candidates == "texts" else [letter(place) for place in range(len(options))]
-
-
-def letter(place: int) -> str:
-    """A, B, ... of an option by its place from 0."""
-    return chr(ord("A") + place)
+        return options if self.candidates == "texts" else list(ascii_uppercase[: len(options)])
 
 
 def options_of(sample: Sample) -> list[str]:
     """`meta.options`. Raises DataError unless they are 2 texts or more."""
-    options = sample.meta.get("options")
+    options: Any = sample.meta.get("options")
     fits = isinstance(options, list) and all(isinstance(each, str) and each.strip() for each in options)
     if not fits or len(options) < 2:
         raise _wrong(sample, "no options" if options is None else f"`options` is {repr(options)[:80]}",
@@ -120,8 +116,12 @@ def right_place(sample: Sample) -> int:
     options, right = options_of(sample), sample.meta.get("right")
     if right is None:
         accepted = [text.strip() for text in targets(sample)]
-        names = [letter(place) for place in range(len(options))]
-        places = [at for texts in (options, names) for at, text in enumerate(texts) if text.strip() in accepted]
+        places = [
+            at
+            for texts in (options, ascii_uppercase[: len(options)])
+            for at, text in enumerate(texts)
+            if text.strip() in accepted
+        ]
         right = places[0] if places else None
         shown = ", ".join(accepted)[:60]
         if right is None:

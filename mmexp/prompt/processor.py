@@ -119,7 +119,7 @@ class Processor:
         if not sample.turns or sample.turns[-1].role == "assistant":
             raise DataError("nothing to answer", expected="a user turn at the end", where=describe(sample))
         reader, render = self.reader(sample), partial(self.template.render, generation_prompt=True, key=sample.id)
-        return self._whole(self._limited(sample.turns, sample, reader, render), sample, reader)
+        return self._whole(self._encode(sample.turns, sample, reader, render), sample, reader)
 
     def answer_layout(self, sample: Sample, with_end: bool = False) -> Layout:
         """The sample with loss on its last turn alone, an answer to be scored. Nothing of it is cut.
@@ -133,7 +133,7 @@ class Processor:
         """
         check_roles(sample)
         reader, render = self.reader(sample), partial(self.template.render_answer, key=sample.id, with_end=with_end)
-        return self._whole(self._encode(sample.turns, sample, reader, render), sample, reader)
+        return self._whole(self._encode(sample.turns, sample, reader, render, is_cut=False), sample, reader)
 
     def layout(self, sample: Sample) -> Layout:
         """Everything `encode` decides, without decoding a medium: whole exchanges go from the end until it fits.
@@ -151,14 +151,14 @@ class Processor:
             )
         exchanges = exchanges_of(sample.turns)
         reader, render = self.reader(sample), partial(self.template.render, key=sample.id)
-        encoded = self._limited(sample.turns, sample, reader, render)
+        encoded = self._encode(sample.turns, sample, reader, render)
         if len(encoded.ids) <= self.max_length_tokens:
             return self._laid(encoded, sample.turns, sample, reader)
         best: tuple[Encoded, int] | None = None
         low, high = 1, len(exchanges) - 1
         while low <= high:  # a longer beginning of the conversation is never shorter in tokens
             middle = (low + high) // 2
-            shorter = self._limited(join(exchanges[:middle]), sample, reader, render)
+            shorter = self._encode(join(exchanges[:middle]), sample, reader, render)
             if len(shorter.ids) <= self.max_length_tokens:
                 best, low = (shorter, middle), middle + 1
             else:
@@ -201,16 +201,13 @@ class Processor:
         """What reads the media of a sample."""
         return SampleMedia(sample.turns, describe(sample), self.transforms, self.exact, self.backdrop)
 
-    def _limited(self, turns: Sequence[Turn], sample: Sample, reader: SampleMedia, render: Render) -> Encoded:
-        """As `_encode`, with over-long answers cut."""
-        encoded = self._encode(turns, sample, reader, render)
-        encoded.limit_answers(self.template.max_answer_tokens, self.template.answer_cut)
-        return encoded
-
-    def _encode(self, turns: Sequence[Turn], sample: Sample, reader: SampleMedia, render: Render) -> Encoded:
+    def _encode(
+        self, turns: Sequence[Turn], sample: Sample, reader: SampleMedia, render: Render, is_cut: bool = True
+    ) -> Encoded:
         try:
-            segments = render(self._seen(turns, reader))
-            return self.tokenizer.encode(segments, reader.slot_lengths(self.slot_lengths))
+            encoded = self.tokenizer.encode(render(self._seen(turns, reader)), reader.slot_lengths(self.slot_lengths))
+            encoded.limit_answers(self.template.max_answer_tokens if is_cut else None, self.template.answer_cut)
+            return encoded
         except BadMediaError:
             raise
         except DataError as error:

@@ -55,9 +55,8 @@ def likely(samples: Sequence[Sample], candidates: Sequence[Sequence[str]], with_
         words = text.split()
         return Score(-len(words) * (1.0 if known in words else 2.0 + 0.1 * place) + 0.5 * (len(words) - 1), len(words))
 
-    return [
-        [score(one, *pair[::-1]) for pair in enumerate(each)] for one, each in zip(samples, candidates, strict=True)
-    ]
+    pairs = zip(samples, candidates, strict=True)
+    return [[score(one, text, place) for place, text in enumerate(each)] for one, each in pairs]
 
 
 def run(out: Path, score: Any = likely, rows: Rows = ROWS, **settings: Any) -> tuple[dict[str, float], list[Any]]:
