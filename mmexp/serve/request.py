@@ -163,7 +163,7 @@ def _turns(messages: Any, config: ServeConfig) -> tuple[Turn, ...]:
         raise invalid(f"{error.found}{expected}", "messages") from None
     if turns[-1].role != "user":
         raise invalid("the last message is not of the user, so there is nothing to answer", "messages")
-    return tuple(_with_pictures_first(turn) for turn in turns)
+    return tuple(with_pictures_first(turn) for turn in turns)
 
 
 def _refuse_addresses(message: Any) -> None:
@@ -185,7 +185,7 @@ def _refuse_addresses(message: Any) -> None:
                     " picture itself, data:image/png;base64,...", "messages", "unsupported_image_url")  # fmt: skip
 
 
-def _with_pictures_first(turn: Turn) -> Turn:
+def with_pictures_first(turn: Turn) -> Turn:
     """Pictures that stand before or behind all of the text go in front of it, with a line break between, as in
     `mmexp.chat` and in LLaVA's data; pictures between texts stay where they are."""
     kinds = [isinstance(part, Medium) for part in turn.parts]
