@@ -135,6 +135,7 @@ class Experiment:
             max_steps=stage.max_steps,
             optim=parts["optim"],
             trainer=parts["trainer"],
+            benchmarks=self.benchmarks if parts["trainer"].evaluate_every_n_steps else {},
             row=spine.processor.row,
             num_workers=num_workers(spine.processor.num_workers, parts["trainer"]),
             seed=spine.seed,

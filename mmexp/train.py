@@ -35,8 +35,10 @@ def train(invocation: Invocation) -> None:
     """The whole of a stage. A run that was finished before is left as it is."""
     from mmexp.assemble import experiment
     from mmexp.engine import console, fit, setup_logging
+    from mmexp.engine.metrics_file import put_validation
     from mmexp.engine.pace import peak_memory_mb
     from mmexp.engine.ranks import is_main
+    from mmexp.engine.trackers import figures_of
     from mmexp.present import finish, show_plan, show_trained
     from mmexp.present_size import speed_of
     from mmexp.report import write_report
@@ -59,6 +61,8 @@ def train(invocation: Invocation) -> None:
         if not is_main():
             return
         results = evaluated(exp, run, module)
+        if job.benchmarks and job.trainer.evaluate_samples is None:  # the last point of their curves
+            put_validation(run.path / "metrics.jsonl", figures_of(results), run.manifest()["step"])
         run.update_manifest(
             status="finished", wall_s=round(time.monotonic() - started, 1), peak_memory_mb=peak_memory_mb()
         )

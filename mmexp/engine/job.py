@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmexp.engine.optim import AdamWCosineConfig
     from mmexp.engine.pace import Speed
     from mmexp.engine.trainer import TrainerConfig
+    from mmexp.evaluation import BenchmarkConfig
     from mmexp.model import Plan
     from mmexp.objective import ObjectiveConfig
 
@@ -83,6 +84,8 @@ class StageJob:
     """Largest share of samples that may be left out because a medium cannot be read."""
     worker_timeout_s: float = 300
     """How long a worker may prepare one batch."""
+    benchmarks: Mapping[str, BenchmarkConfig] = field(default_factory=dict)
+    """What `trainer.evaluate_every_n_steps` asks the model, by name."""
     speed: Speed | None = None
     """What utilisation is measured by; None where the device's peak is not known."""
     inexact: bool = False

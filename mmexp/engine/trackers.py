@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from mmexp.engine.manifest import RunDir
+from mmexp.engine.metrics_file import VALIDATION
 from mmexp.engine.signals import Interrupted
 from mmexp.errors import MmexpError
 
@@ -125,11 +126,9 @@ class Tracking:
             folder: What holds `predictions/`.
             step: The optimizer step of the weights.
         """
-        named = [(split, name, metrics) for split, group in results.items() for name, metrics in group.items()]
-        figures = {f"val/{split}/{name}/{key}": value for split, name, m in named for key, value in m.items()}
-        if figures:
+        if figures := figures_of(results):
             self.log(figures, step)
-        for split, name, _ in named:
+        for split, name in ((split, name) for split, group in results.items() for name in group):
             file = folder / "predictions" / f"{split}_{name}.jsonl"
             if file.is_file():
                 self._log_predictions(f"samples/{split}/{name}", file, folder, step)
@@ -165,6 +164,16 @@ class Tracking:
             except Exception as error:  # a tracker must not stop an experiment
                 self._silent.add(name)
                 log.warning("%s gets nothing further of this run: %s", name, _reason(error))
+
+
+def figures_of(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
+    """Every figure of {split: {benchmark: {metric: value}}} as `val/<split>/<benchmark>/<metric>`."""
+    return {
+        f"{VALIDATION}{split}/{name}/{key}": value
+        for split, group in results.items()
+        for name, metrics in group.items()
+        for key, value in metrics.items()
+    }
 
 
 def exit_code(error: BaseException | None) -> int:
