@@ -10,7 +10,17 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from mmexp.page import BASELINES, STYLE, Points, Run, find_image, line_chart, load_run, primary_metric
+from mmexp.page import (
+    BASELINES,
+    STYLE,
+    Points,
+    Run,
+    find_image,
+    is_validation_curve,
+    line_chart,
+    load_run,
+    primary_metric,
+)
 from mmexp.report.entries import Entry
 from mmexp.report.samples import entry_html, load_groups
 from mmexp.report.sheet import contact_sheet
@@ -156,6 +166,19 @@ def _curves(series: Mapping[str, Points]) -> Iterator[str]:
         if lines:
             named = {key or title.lower(): points for key, points in lines.items()}
             yield f"<figure><figcaption>{title}</figcaption>{line_chart(named, label, smooth)}</figure>"
+    for title, lines in _validation_curves(series).items():
+        chart = line_chart(lines, title.split()[-1])
+        yield f"<figure><figcaption>{escape(title)}, while training</figcaption>{chart}</figure>"
+
+
+def _validation_curves(series: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
+    """`<benchmark> <metric>` to a line for each split, where evaluations between steps were logged."""
+    charts: dict[str, dict[str, Points]] = {}
+    for name, points in series.items():
+        if is_validation_curve(name) and len(points) > 1:
+            _, split, benchmark, metric = name.split("/")
+            charts.setdefault(f"{benchmark} {metric}", {})[split] = points
+    return charts
 
 
 def _samples(groups: Mapping[str, Iterable[Entry]]) -> Iterator[str]:

@@ -42,7 +42,8 @@ def evaluated(make_job: Make, rows: Path) -> Callable[..., StageJob]:
             "trainer": trainer,
             "policy": {"encoder": "frozen", "connector": "full", "llm": "lora"},
             "lora": LoraSettings(rank=2, alpha=4, dropout=0.5),
-            "benchmarks": {"vqa": VqaConfig(splits={"heldout": LlavaJsonConfig(path=str(rows))}, batch_size=2)},
+            "benchmarks": {"vqa": VqaConfig(splits={"heldout": LlavaJsonConfig(path=str(rows))}, batch_size=2,
+                                            max_new_tokens=4)},
         }
         return make_job(name, **settings | changes)
 
