@@ -20,7 +20,7 @@ _AXES = {"step": "step", "time": "training time (s)"}
 
 
 def curve_figures(comparison: Comparison, letters: Mapping[str, str]) -> str:
-    """Training losses and the figures of evaluations between steps, one chart each, with a switch between steps and time."""
+    """Training losses and the figures of evaluations between steps, one chart each; a switch between steps and time."""
     names = dict.fromkeys(
         name
         for group in comparison.groups

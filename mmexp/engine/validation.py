@@ -20,7 +20,8 @@ import torch
 from lightning.pytorch import Callback
 from rich.console import Console
 
-from mmexp.engine.metrics_file import has_validation
+from mmexp.engine.log import console
+from mmexp.engine.metrics_file import has_validation, put_validation
 from mmexp.engine.predict import Generator
 from mmexp.engine.ranks import largest
 from mmexp.engine.sharded import ShardedStrategy
@@ -47,9 +48,9 @@ _NO_BAR = Console(force_terminal=False, quiet=True)
 class Validation(Callback):
     """Evaluates every n optimizer steps; a run that is continued makes up for an evaluation that it was stopped in.
 
-    The last step is left out where the evaluation at the end asks the same. Where each process has a whole model, each
-    answers a share; where weights are shared out, all of them answer everything together. Predictions go to
-    `validation/step_<step>/predictions` of the run.
+    The last step is left to `validate_at_the_end`, which needs no Trainer: it has none when a run is continued behind
+    its last step. Where each process has a whole model, each answers a share; where weights are shared out, all of them
+    answer everything together. Predictions go to `validation/step_<step>/predictions` of the run.
 
     Args:
         job: The stage.
@@ -61,8 +62,7 @@ class Validation(Callback):
         assert job.trainer.evaluate_every_n_steps is not None
         self.job, self.metrics, self.checkpoints = job, metrics, checkpoints
         self.every: int = job.trainer.evaluate_every_n_steps
-        self.cap = job.trainer.evaluate_samples
-        self.benchmarks = {name: _without_extras(b, self.cap) for name, b in job.benchmarks.items()}
+        self.benchmarks = _asked(job)
         self.seconds = 0.0
         """All that it has taken."""
         if not self.benchmarks:
@@ -81,13 +81,11 @@ class Validation(Callback):
             self._validate(trainer, pl_module)
 
     def _is_due(self, trainer: Trainer, step: int) -> bool:
-        if step == trainer.max_steps:
-            return self.cap is not None and bool(self.benchmarks)
-        return step % self.every == 0 and bool(self.benchmarks)
+        return step % self.every == 0 and step != trainer.max_steps and bool(self.benchmarks)
 
     def _validate(self, trainer: Trainer, module: TrainingModule) -> None:
         began, step = time.perf_counter(), trainer.global_step
-        folder = self.job.run.path / "validation" / f"step_{step:08d}"
+        folder = _folder(self.job, step)
         log.info("step %d: evaluating", step)
         if trainer.is_global_zero:
             shutil.rmtree(folder, ignore_errors=True)  # of a try that was stopped
@@ -133,6 +131,24 @@ class Validation(Callback):
         return {}
 
 
+def validate_at_the_end(job: StageJob, generator: Generator, step: int) -> None:
+    """The last point of the curves, where the evaluation of a finished run asks more samples than those between steps.
+
+    Again is harmless: what stands in metrics.jsonl is not asked again.
+    """
+    file, folder = job.run.path / "metrics.jsonl", _folder(job, step)
+    if not job.benchmarks or job.trainer.evaluate_samples is None or has_validation(file, step):
+        return
+    generator.model.eval()
+    results: Results = {}
+    for name, benchmark in _asked(job).items():
+        predict, boxes = generator.predictor(benchmark), generator.plan.processor.boxes
+        for split, found in evaluate(name, benchmark, predict, folder, console, None, boxes).items():
+            results.setdefault(split, {}).update(found)
+    put_validation(file, figures_of(results), step)
+    job.tracking.log_results(results, folder, step)
+
+
 class _StopAsked(Exception):
     """A signal has come."""
 
@@ -164,10 +180,18 @@ class _Stoppable:
         return self._run(call, *args)
 
 
-def _without_extras(benchmark: BenchmarkConfig, cap: int | None) -> BenchmarkConfig:
-    """The benchmark without baselines, on at most `cap` samples of each split."""
-    limits = [limit for limit in (benchmark.limit, cap) if limit is not None]
-    return replace(benchmark, baselines=(), limit=min(limits, default=None))
+def _asked(job: StageJob) -> dict[str, BenchmarkConfig]:
+    """The benchmarks without baselines, on at most as many samples of each split as the trainer's cap."""
+    cap = job.trainer.evaluate_samples
+    found = {}
+    for name, benchmark in job.benchmarks.items():
+        limits = [limit for limit in (benchmark.limit, cap) if limit is not None]
+        found[name] = replace(benchmark, baselines=(), limit=min(limits, default=None))
+    return found
+
+
+def _folder(job: StageJob, step: int) -> Path:
+    return job.run.path / "validation" / f"step_{step:08d}"
 
 
 @contextmanager
