@@ -21,7 +21,7 @@ _NO_NAME = ("recipe", "scale", "stage", "trainer", "name", "experiments", "run_i
 """Overrides that stand in group, kind of job or id, and how it runs."""
 _NO_NAME_BELOW = ("paths", "logger", "evaluation", "stage.init_from", "processor.num_workers",
                   "trainer.log_every_n_steps", "trainer.checkpoint_every_n_steps", "trainer.evaluate_every_n_steps",
-                  "trainer.evaluate_samples")  # fmt: skip
+                  "trainer.evaluate_samples", "trainer.evaluate_attention")  # fmt: skip
 """Those that change nothing that is computed, or only say where things are, with everything below them."""
 _LONGEST_NAME = 120
 

@@ -46,7 +46,7 @@ def _figure(comparison: Comparison, letters: Mapping[str, str], name: str, axis:
     ]
     if not curves:
         return ""
-    chart = curve_chart(curves, _AXES[axis], name.split("/", 1)[-1])
+    chart = curve_chart(curves, _AXES[axis], name.rsplit("/", 1)[-1])
     key = "".join(
         f'<span data-g="{at}">{line_key(at)}{letters[group.label]}</span>'
         for at, group in enumerate(comparison.groups)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmexp.contracts import Sample
 from mmexp.data import RunOrder
 from mmexp.engine.chain import Start
 from mmexp.engine.manifest import RunDir
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
     from mmexp.engine.pace import Speed
     from mmexp.engine.trainer import TrainerConfig
     from mmexp.evaluation import BenchmarkConfig
-    from mmexp.model import Plan
+    from mmexp.model import MultimodalModel, Plan
     from mmexp.objective import ObjectiveConfig
+
+
+Draw = Callable[["MultimodalModel", "Plan", Sample, Path], list[Path]]
+"""The model in eval mode, its plan, a sample and a folder, to the picture files that were written there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +91,8 @@ class StageJob:
     """How long a worker may prepare one batch."""
     benchmarks: Mapping[str, BenchmarkConfig] = field(default_factory=dict)
     """What `trainer.evaluate_every_n_steps` asks the model, by name."""
+    draw: Draw | None = None
+    """Draws the attention of an answer, for `trainer.evaluate_attention`."""
     speed: Speed | None = None
     """What utilisation is measured by; None where the device's peak is not known."""
     inexact: bool = False

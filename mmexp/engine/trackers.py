@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +60,10 @@ class Tracker(Protocol):
 
     def log_predictions(self, name: str, file: Path, run_dir: Path, step: int) -> None:
         """The predictions file of a benchmark; `run_dir` is where its relative pictures are looked for."""
+        ...
+
+    def log_pictures(self, name: str, files: Sequence[Path], step: int) -> None:
+        """Picture files that belong together."""
         ...
 
     def log_weights(self, folder: Path) -> None:
@@ -135,6 +139,10 @@ class Tracking:
 
     def _log_predictions(self, name: str, file: Path, folder: Path, step: int) -> None:
         self._each(lambda tracker: tracker.log_predictions(name, file, folder, step))
+
+    def log_pictures(self, name: str, files: Sequence[Path], step: int) -> None:
+        """Hands picture files to every tracker."""
+        self._each(lambda tracker: tracker.log_pictures(name, files, step))
 
     def log_weights(self, folder: Path) -> None:
         """Hands weights to those trackers that were asked to keep them."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from mmexp.engine.sharded import ShardedStrategy
 from mmexp.engine.trackers import figures_of
 from mmexp.evaluation import BenchmarkConfig, evaluate
 from mmexp.evaluation.asking import Share
+from mmexp.evaluation.runner import load_samples
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -95,12 +97,30 @@ class Validation(Callback):
             for name, benchmark in self.benchmarks.items():
                 for split, found in self._figures(trainer, module, name, benchmark, folder).items():
                     results.setdefault(split, {}).update(found)
+            pictures = self._draw(module, folder / "attention") if trainer.is_global_zero else []
         if self.checkpoints.signals.agreed(trainer):  # some process has not answered everything
             self.checkpoints.save_if_due(trainer, module)
         seconds = time.perf_counter() - began
         self.seconds += seconds
         self.metrics.add_validation(figures_of(results), step, seconds)
         self.job.tracking.log_results(results, folder, step)
+        if pictures:
+            self.job.tracking.log_pictures("attention", pictures, step)
+
+    def _draw(self, module: TrainingModule, folder: Path) -> list[Path]:
+        """Files with the attention of a few answers, the same samples every time; none where a signal came."""
+        draw, count = self.job.draw, self.job.trainer.evaluate_attention
+        name = next((name for name, benchmark in self.benchmarks.items() if benchmark.needs == "generate"), None)
+        if draw is None or not count or name is None or self.checkpoints.signals.noted:
+            return []
+        benchmark, model = self.benchmarks[name], module.model
+        samples = load_samples(name, benchmark, next(iter(benchmark.splits)))
+        shown = (sample for sample in samples if any(turn.media for turn in sample.turns))
+        return [
+            file
+            for sample in islice(shown, count)
+            for file in draw(model, module.plan, sample, folder)  # type: ignore[arg-type]  # it is built
+        ]
 
     def _figures(
         self, trainer: Trainer, module: TrainingModule, name: str, benchmark: BenchmarkConfig, folder: Path

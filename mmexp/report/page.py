@@ -155,6 +155,7 @@ def _curves(series: Mapping[str, Points]) -> Iterator[str]:
     losses = {key: points for key, points in of("train/").items() if "loss" in key}
     charts = [
         ("Training loss", losses, "loss (nats per token)", True),
+        *((f"{name}, while training", lines, name.split()[-1], False) for name, lines in _validation_curves(series)),
         ("Learning rate per part", of("lr/"), "learning rate", False),
         ("Throughput", of("data/tokens_per_s"), "tokens per second", True),
         ("Step time", of("time/step_s"), "seconds", True),
@@ -165,20 +166,17 @@ def _curves(series: Mapping[str, Points]) -> Iterator[str]:
     for title, lines, label, smooth in charts:
         if lines:
             named = {key or title.lower(): points for key, points in lines.items()}
-            yield f"<figure><figcaption>{title}</figcaption>{line_chart(named, label, smooth)}</figure>"
-    for title, lines in _validation_curves(series).items():
-        chart = line_chart(lines, title.split()[-1])
-        yield f"<figure><figcaption>{escape(title)}, while training</figcaption>{chart}</figure>"
+            yield f"<figure><figcaption>{escape(title)}</figcaption>{line_chart(named, label, smooth)}</figure>"
 
 
-def _validation_curves(series: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
+def _validation_curves(series: Mapping[str, Points]) -> list[tuple[str, dict[str, Points]]]:
     """`<benchmark> <metric>` to a line for each split, where evaluations between steps were logged."""
     charts: dict[str, dict[str, Points]] = {}
     for name, points in series.items():
         if is_validation_curve(name) and len(points) > 1:
             _, split, benchmark, metric = name.split("/")
             charts.setdefault(f"{benchmark} {metric}", {})[split] = points
-    return charts
+    return list(charts.items())
 
 
 def _samples(groups: Mapping[str, Iterable[Entry]]) -> Iterator[str]:

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmexp.data import LlavaJsonConfig
-from mmexp.engine import Interrupted, StageJob, Tracking, TrainerConfig, WandbConfig, fit
+from mmexp.engine import Interrupted, StageJob, TensorBoardConfig, Tracking, TrainerConfig, WandbConfig, fit
 from mmexp.engine.checkpoint import newest
 from mmexp.engine.module import TrainingModule
 from mmexp.engine.predict import Generator
@@ -24,6 +26,7 @@ from mmexp.engine.trackers import Identity
 from mmexp.engine.validation import validate_at_the_end
 from mmexp.errors import ConfigError
 from mmexp.evaluation import BenchmarkConfig, VqaConfig
+from mmexp.inspection import draw_attention
 from mmexp.tuning import LoraSettings
 from tests.engine.offline import OfflineRun
 
@@ -260,6 +263,34 @@ def test_wandb_has_curves_and_a_table_at_every_evaluation(
     assert Path(table["data"][0][1]["path"]).is_file()
 
 
+def test_attention_of_the_same_samples_is_drawn_without_a_trace(
+    evaluated: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staging"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    plain, drawn = evaluated("plain", every=None), evaluated("drawn")
+    identity = Identity(run=drawn.run, id="one", group="g", job_type="j", name="n")
+    trackers: Any = {"wandb": WandbConfig(offline=True, num_samples=0), "tensorboard": TensorBoardConfig()}
+    drawn = replace(drawn, trainer=replace(drawn.trainer, evaluate_attention=2), draw=draw_attention,
+                    tracking=Tracking(trackers, identity))  # fmt: skip
+    run(plain)
+    run(drawn)
+    assert_same_training(drawn, plain)
+    for step in (2, 4):
+        folder = drawn.run.path / "validation" / f"step_{step:08d}" / "attention"
+        assert sorted(file.name for file in folder.iterdir()) == ["r0_tokens.png", "r8_tokens.png"], "r4 has no picture"
+        with Image.open(folder / "r0_tokens.png") as picture:
+            assert len(picture.convert("RGB").getcolors(2**20) or []) > 20, "a picture, a map and words"
+    logged = [row for row in OfflineRun(drawn.run.path).history if any(key.startswith("attention/") for key in row)]
+    assert [row["trainer/global_step"] for row in logged] == [2, 4]
+    for row in logged:
+        paths = {key for key in row if key.startswith("attention/") and key.endswith("/path")}
+        assert paths == {"attention/r0_tokens/path", "attention/r8_tokens/path"}
+    found = EventAccumulator(str(drawn.run.path / "tensorboard"))
+    found.Reload()
+    assert [event.step for event in found.Images("attention/r0_tokens")] == [2, 4]
+
+
 @pytest.mark.parametrize("name", ["evaluate_every_n_steps", "evaluate_samples"])
 @pytest.mark.parametrize("value", [0, -3])
 def test_a_number_that_is_none_is_refused(name: str, value: int) -> None:
@@ -269,6 +300,10 @@ def test_a_number_that_is_none_is_refused(name: str, value: int) -> None:
 
 
 def test_a_strategy_that_cannot_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.evaluate_attention: 2 with fsdp"):
+        TrainerConfig(strategy="fsdp", evaluate_every_n_steps=5, evaluate_attention=2)
+    with pytest.raises(ConfigError, match=r"trainer\.evaluate_attention: -1"):
+        TrainerConfig(evaluate_attention=-1)
     with pytest.raises(ConfigError, match=r"trainer\.evaluate_every_n_steps: 5 with deepspeed_stage_3"):
         TrainerConfig(strategy="deepspeed_stage_3", evaluate_every_n_steps=5)
 
