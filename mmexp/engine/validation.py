@@ -52,7 +52,8 @@ class Validation(Callback):
 
     The last step is left to `validate_at_the_end`, which needs no Trainer: it has none when a run is continued behind
     its last step. Where each process has a whole model, each answers a share; where weights are shared out, all of them
-    answer everything together. Predictions go to `validation/step_<step>/predictions` of the run.
+    answer everything together; what compares all pictures with all texts is left to the first one. Predictions go to
+    `validation/step_<step>/predictions` of the run.
 
     Args:
         job: The stage.

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from mmexp.data import LlavaJsonConfig
 from mmexp.engine import Interrupted, StageJob, TensorBoardConfig, Tracking, TrainerConfig, WandbConfig, fit
@@ -96,13 +97,33 @@ def assert_same_training(one: StageJob, other: StageJob) -> None:
         assert all(torch.equal(found[name], value) for name, value in moments.items())
 
 
-def test_training_is_the_same_to_the_bit(evaluated: Make) -> None:
-    plain, watched = evaluated("plain", every=None), evaluated("watched")
-    run(plain)
-    run(watched)
+SETUPS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bf16": {"trainer": {"precision": "bf16-mixed"}},
+    "kept_features": {"feature_cache_gb": 1.0},
+    "compiled": {"trainer": {"compile": ("llm", "connector")}},
+}
+
+
+@pytest.mark.parametrize(
+    "setup", ["plain", "kept_features", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bf16", "compiled"))]
+)
+def test_training_is_the_same_to_the_bit(
+    evaluated: Make, setup: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_compile = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: plain_compile(self, backend="eager"))
+    jobs = []
+    for name, every in (("unwatched", None), ("watched", 2)):
+        job, changes = evaluated(name, every=every), dict(SETUPS[setup])
+        trainer = replace(job.trainer, **changes.pop("trainer", {}))
+        jobs.append(replace(job, trainer=trainer, cache=tmp_path / f"cache_{name}", **changes))
+        run(jobs[-1])
+    unwatched, watched = jobs
     assert [row["step"] for row in validated(watched)] == [2, 4], "the last step is left to the end"
-    assert validated(plain) == []
-    assert_same_training(watched, plain)
+    assert validated(unwatched) == []
+    assert_same_training(watched, unwatched)
+    assert watched.run.manifest().get("feature_cache") == unwatched.run.manifest().get("feature_cache")
 
 
 def test_figures_are_those_of_the_weights_at_that_step(evaluated: Make) -> None:
