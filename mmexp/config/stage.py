@@ -84,7 +84,7 @@ def evaluation_errors(evaluation: Mapping[str, Any] | None, trainer: Any) -> lis
     every = getattr(trainer, "evaluate_every_n_steps", None)
     if every is None or evaluation is None or evaluation:
         return []
-    where, fix = "trainer.evaluate_every_n_steps", "evaluation=shapes_vqa, or trainer.evaluate_every_n_steps=null"
+    where, fix = "trainer.evaluate_every_n_steps", "evaluation=<benchmark>, which --help lists, or null here"
     return [ConfigError(f"{every}, but no benchmark is chosen", expected="at least one", where=where, fix=fix)]
 
 

@@ -89,8 +89,8 @@ def test_two_processes_find_what_one_finds(folder: Path, watched: Run, strategy:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_signal_to_one_of_two_stops_both_in_an_evaluation(folder: Path, strategy: str) -> None:
     two = (*STEP[:-1], "stage.micro_batch_size=1", "trainer.devices=2", f"trainer.strategy={strategy}")
-    asked = (*ASKED, "trainer.evaluate_samples=20", "trainer.max_steps=8", "evaluation.vqa.batch_size=1",
-             "evaluation.vqa.max_new_tokens=40", "evaluation.vqa.min_new_tokens=40")  # fmt: skip
+    asked = (*ASKED, "trainer.max_steps=8", "evaluation.vqa.batch_size=1", "evaluation.vqa.min_new_tokens=16",
+             "evaluation.vqa.limit=16", "evaluation.vqa.baselines=[]")  # fmt: skip
     run, whole = Run(folder, f"stopped_{strategy}", *two, *asked), Run(folder, f"ended_{strategy}", *two, *asked)
     run.start()
     run.wait_for(lambda: is_evaluating(run, 4))
