@@ -100,13 +100,15 @@ class MetricsLog(Callback):
             stream.close()
             write_csv(self.file)
 
-    def add_validation(self, figures: Mapping[str, float], step: int, seconds: float) -> None:
-        """Writes what benchmarks found at a step, on the first process, and leaves the time that it took out of the
-        speed of training."""
-        self._since += seconds
+    def add_validation(self, figures: Mapping[str, float], step: int) -> None:
+        """Writes what benchmarks found at a step; there are no figures on processes other than the first."""
         if figures:
             self._append({"step": step, **figures})
             self.bar.note_validation(figures)
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that was none of training."""
+        self._since += seconds
 
     def _append(self, record: Mapping[str, float]) -> None:
         if self._stream is not None:

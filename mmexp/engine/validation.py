@@ -101,12 +101,13 @@ class Validation(Callback):
             pictures = self._draw(module, folder / "attention") if trainer.is_global_zero else []
         if self.checkpoints.signals.agreed(trainer):  # some process has not answered everything
             self.checkpoints.save_if_due(trainer, module)
-        seconds = time.perf_counter() - began
-        self.seconds += seconds
-        self.metrics.add_validation(figures_of(results), step, seconds)
+        self.metrics.add_validation(figures_of(results), step)
         self.job.tracking.log_results(results, folder, step)
         if pictures:
             self.job.tracking.log_pictures("attention", pictures, step)
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        self.metrics.leave_out(seconds)
 
     def _draw(self, module: TrainingModule, folder: Path) -> list[Path]:
         """Files with the attention of a few answers, the same samples every time; none where a signal came."""
