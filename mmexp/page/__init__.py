@@ -5,7 +5,18 @@ from pathlib import Path
 from mmexp.page.curves import Points, line_chart
 from mmexp.page.embed import embedded, script_hash
 from mmexp.page.picture import data_uri, load_thumbnail
-from mmexp.page.read import BASELINES, Results, Run, Series, find_image, load_run, primary_metric, results_of, series_of
+from mmexp.page.read import (
+    BASELINES,
+    Results,
+    Run,
+    Series,
+    find_image,
+    is_validation_curve,
+    load_run,
+    primary_metric,
+    results_of,
+    series_of,
+)
 
 STYLE = Path(__file__).with_name("style.css")
 """Style sheet of every page: colours for light and dark, cards, charts."""
@@ -20,6 +31,7 @@ __all__ = [
     "data_uri",
     "embedded",
     "find_image",
+    "is_validation_curve",
     "line_chart",
     "load_run",
     "load_thumbnail",

@@ -10,7 +10,17 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from mmexp.page import BASELINES, STYLE, Points, Run, find_image, line_chart, load_run, primary_metric
+from mmexp.page import (
+    BASELINES,
+    STYLE,
+    Points,
+    Run,
+    find_image,
+    is_validation_curve,
+    line_chart,
+    load_run,
+    primary_metric,
+)
 from mmexp.report.entries import Entry
 from mmexp.report.samples import entry_html, load_groups
 from mmexp.report.sheet import contact_sheet
@@ -145,6 +155,7 @@ def _curves(series: Mapping[str, Points]) -> Iterator[str]:
     losses = {key: points for key, points in of("train/").items() if "loss" in key}
     charts = [
         ("Training loss", losses, "loss (nats per token)", True),
+        *((f"{name}, while training", lines, name.split()[-1], False) for name, lines in _validation_curves(series)),
         ("Learning rate per part", of("lr/"), "learning rate", False),
         ("Throughput", of("data/tokens_per_s"), "tokens per second", True),
         ("Step time", of("time/step_s"), "seconds", True),
@@ -155,7 +166,17 @@ def _curves(series: Mapping[str, Points]) -> Iterator[str]:
     for title, lines, label, smooth in charts:
         if lines:
             named = {key or title.lower(): points for key, points in lines.items()}
-            yield f"<figure><figcaption>{title}</figcaption>{line_chart(named, label, smooth)}</figure>"
+            yield f"<figure><figcaption>{escape(title)}</figcaption>{line_chart(named, label, smooth)}</figure>"
+
+
+def _validation_curves(series: Mapping[str, Points]) -> list[tuple[str, dict[str, Points]]]:
+    """`<benchmark> <metric>` to a line for each split, where evaluations between steps were logged."""
+    charts: dict[str, dict[str, Points]] = {}
+    for name, points in series.items():
+        if is_validation_curve(name) and len(points) > 1:
+            _, split, benchmark, metric = name.split("/")
+            charts.setdefault(f"{benchmark} {metric}", {})[split] = points
+    return list(charts.items())
 
 
 def _samples(groups: Mapping[str, Iterable[Entry]]) -> Iterator[str]:
