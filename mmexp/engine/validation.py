@@ -225,9 +225,7 @@ def _undisturbed(trainer: Trainer, module: TrainingModule) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(trainer.precision_plugin.forward_context())
-        if (
-            module.recipe.compiled
-        ):  # answers grow: each length could compile anew, until blocks stay uncompiled for good
+        if module.recipe.compiled:  # answers grow, and each length could compile anew until blocks stay uncompiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             module.eval()

@@ -1,9 +1,7 @@
 """What pages about runs are made of: run directories as plain values, charts, pictures, style. Reads plain files."""
 
-from pathlib import Path
-
 from mmexp.page.curves import Points, line_chart
-from mmexp.page.embed import embedded, script_hash
+from mmexp.page.document import document, write_page
 from mmexp.page.picture import data_uri, load_thumbnail
 from mmexp.page.read import (
     BASELINES,
@@ -18,18 +16,14 @@ from mmexp.page.read import (
     series_of,
 )
 
-STYLE = Path(__file__).with_name("style.css")
-"""Style sheet of every page: colours for light and dark, cards, charts."""
-
 __all__ = [
     "BASELINES",
-    "STYLE",
     "Points",
     "Results",
     "Run",
     "Series",
     "data_uri",
-    "embedded",
+    "document",
     "find_image",
     "is_validation_curve",
     "line_chart",
@@ -37,6 +31,6 @@ __all__ = [
     "load_thumbnail",
     "primary_metric",
     "results_of",
-    "script_hash",
     "series_of",
+    "write_page",
 ]

@@ -7,25 +7,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from mmexp.page import (
     BASELINES,
-    STYLE,
     Points,
     Run,
+    document,
     find_image,
     is_validation_curve,
     line_chart,
     load_run,
     primary_metric,
+    write_page,
 )
 from mmexp.report.entries import Entry
 from mmexp.report.samples import entry_html, load_groups
 from mmexp.report.sheet import contact_sheet
 
-_TEMPLATE = Path(__file__).with_name("page.html")
 _NUM_TILES = 12
 
 
@@ -41,9 +40,9 @@ def write_report(run_dir: Path) -> Path:
         contact_sheet(cards, run_dir / "contact_sheet.png")
     name, stage = (str(run.manifest.get(key) or "") for key in ("name", "stage"))
     evaluate = shlex.join(["python", "-m", "mmexp.evaluate", f"run={_near(run_dir)}"])
-    html = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        style=STYLE.read_text(encoding="utf-8"),
-        title=escape(" / ".join(filter(None, (name, stage, run_dir.name)))),
+    html = document(
+        Path(__file__).with_name("page.html"),
+        " / ".join(filter(None, (name, stage, run_dir.name))),
         heading=escape(" / ".join(filter(None, (name, stage))) or run_dir.name),
         status=_status(run),
         tiles=_tiles(run.manifest),
@@ -54,11 +53,7 @@ def write_report(run_dir: Path) -> Path:
         samples="".join(_samples(groups)) or _missing("No predictions yet."),
         details="".join(_details(run)) or _missing("Neither manifest nor config were written."),
     )
-    path = run_dir / "report.html"
-    temporary = run_dir / ".report.html.tmp"
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_page(run_dir / "report.html", html)
 
 
 def chat_command(run: Run) -> str:
