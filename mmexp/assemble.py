@@ -224,6 +224,22 @@ def finished_run(path: str, where: str) -> RunDir:
     return run
 
 
+def answering_run(
+    path: str, where: str, registered: frozenset[str], skip: tuple[str, ...]
+) -> tuple[RunDir, Experiment]:
+    """A finished run whose model writes answers, and its experiment, as `experiment_of_run`.
+
+    Raises:
+        CheckpointError: there is no run.
+        ConfigError: it has no LLM.
+    """
+    run = finished_run(path, where)
+    exp = experiment_of_run(path, registered, skip)
+    if not exp.plan.spec.width:
+        raise ConfigError(f"{path} has no LLM, so it answers nothing", where=where, fix="a run with an LLM")
+    return run, exp
+
+
 def starts(paths: str | Sequence[str] | None) -> tuple[RunDir | Path, ...]:
     """Run directories and checkpoints of other programs; CheckpointError when a path is neither."""
     from mmexp.hf import is_checkpoint
