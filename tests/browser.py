@@ -93,13 +93,12 @@ class Browser:
         found = self._call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
         self._call("DOM.setFileInputFiles", files=[str(file) for file in files], objectId=found["result"]["objectId"])
 
-    def wait(self, script: str, timeout_s: float = 30) -> Any:
-        """The value of an expression as soon as it is true."""
+    def wait(self, script: str, timeout_s: float = 30) -> None:
+        """Returns as soon as an expression is true."""
         deadline = time.monotonic() + timeout_s
-        while not (value := self.run(script)):
+        while not self.run(f"Boolean({script})"):
             assert time.monotonic() < deadline, f"never true: {script}\n{self.run('document.body.innerText')}"
             time.sleep(0.05)
-        return value
 
     def screenshot(self, file: Path, whole: bool = True) -> None:
         """A PNG of the whole page, or of the window."""

@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(("config", "shapes"), LINE_1),
     **dict.fromkeys(("report", "compare"), LINE_1 | {"page"}),
     "serve": BELOW_4 | {"engine"},
+    "demo": BELOW_4 | {"engine", "evaluation", "inspection", "serve"},
     "sweep": LINE_1 | {"config"},
 }
 """Room -> what it may import besides itself. A module of the package that is no room is an entry point, and so is the

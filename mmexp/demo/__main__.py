@@ -25,7 +25,9 @@ def body(invocation: Invocation) -> None:
     setup_logging()
     listener = bind(cfg.host, cfg.port)
     auth = password(is_own(listener))
-    runs = [answering_run(path, "run", invocation.registered, ("data", "optim", "trainer", "logger")) for path in cfg.runs]
+    runs = [
+        answering_run(path, "run", invocation.registered, ("data", "optim", "trainer", "logger")) for path in cfg.runs
+    ]
     speakers = [Speaker("/".join(found.path.resolve().parts[-3:]), exp.load_generator(found), cfg.limits)
                 for found, exp in runs]  # fmt: skip
     examples = load_examples(runs[0][1].benchmarks, cfg.num_examples, speakers[0].prompts)

@@ -137,8 +137,8 @@ class Page:
             picture.clear(self.drop, visit, [picture, told], **hidden)
             gr.on([ask.click, question.submit], self.ask, [visit, question, *settings],
                   [told, question, ask, stop, *chats], show_progress="hidden", **hidden)  # fmt: skip
-            gr.on([stop.click], self.stop, visit, None, queue=False, **hidden)
-            clear.click(self.clear, visit, [told, question, *chats], queue=False, **hidden)
+            stop.click(self.stop, visit, None, concurrency_limit=None, **hidden)
+            clear.click(self.clear, visit, [told, question, *chats], concurrency_limit=None, **hidden)
             if gallery is not None:
                 gallery.select(self.pick, visit, [picture, question, told, *chats], show_progress="hidden", **hidden)
         blocks.queue(max_size=self.desk.limits.max_queue, default_concurrency_limit=self.desk.limits.max_batch)
@@ -146,8 +146,8 @@ class Page:
 
     def _left(self) -> tuple[gr.Image, gr.Gallery | None]:
         sees = self.desk.takes_pictures
-        picture = gr.Image(label="Picture", sources=["upload", "clipboard"], type="filepath", image_mode=None, height=300,
-                           buttons=[], elem_id="picture", visible=sees)  # fmt: skip
+        picture = gr.Image(label="Picture", sources=["upload", "clipboard"], type="filepath", image_mode=None,
+                           height=300, buttons=[], elem_id="picture", visible=sees)  # fmt: skip
         if not sees or not self.examples:
             return picture, None
         files = [(self._file(shown(example.picture)), example.question) for example in self.examples]

@@ -12,16 +12,12 @@ from typing import Any
 
 from mmexp.demo.desk import Desk
 from mmexp.demo.examples import Example
+from mmexp.demo.guard import Guard
 from mmexp.serve.server import address, listen
 
 log = logging.getLogger(__name__)
 _GRACE_S = 1
 """Open pages hold a connection for good, so the end does not wait for them."""
-_RULE = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'self'; form-action 'self'"
-)
-"""What browsers may load and where they may send: this address alone, whatever is in the page."""
 
 
 def run(desk: Desk, examples: Sequence[Example], listener: socket.socket, auth: tuple[str, str] | None) -> None:
@@ -41,10 +37,11 @@ def build_app(desk: Desk, examples: Sequence[Example], folder: Path, auth: tuple
     """The application: the page, the password in front of it, and the rule that keeps browsers here."""
     import gradio as gr
     from fastapi import FastAPI
+    from gradio.themes import Soft
 
     from mmexp.demo.page import CSS, Page
 
-    plain = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    plain = Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     app = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         Page(desk, examples, folder).build(),
@@ -61,22 +58,7 @@ def build_app(desk: Desk, examples: Sequence[Example], folder: Path, auth: tuple
         theme=plain,
         css=CSS,
     )
-    return _Ruled(app)
-
-
-class _Ruled:
-    """An ASGI application whose pages carry the rule of what browsers may load."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def ruled(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"content-security-policy", _RULE.encode())]
-            await send(message)
-
-        await self._app(scope, receive, ruled)
+    return Guard(app, folder)
 
 
 def _close_environment(folder: str) -> None:

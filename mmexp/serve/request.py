@@ -104,8 +104,11 @@ def read_request(body: bytes, model: str, config: ServeConfig) -> ChatRequest:
 
 
 def read_sampling(fields: Mapping[str, Any], config: ServeConfig) -> dict[str, Any]:
-    """`temperature`, `top_p`, `repetition_penalty`, `seed` and `max_tokens` of a `ChatRequest`; ApiError for each that is
-    out of its range."""
+    """`temperature`, `top_p`, `repetition_penalty`, `seed` and `max_tokens` of a `ChatRequest`.
+
+    Raises:
+        ApiError: one is out of its range.
+    """
     numbers = {name: _number(fields, name, *rule) for name, rule in _NUMBERS.items()}
     return numbers | {"max_tokens": _max_tokens(fields, config)}
 
