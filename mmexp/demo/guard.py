@@ -18,7 +18,7 @@ _RULE = (
 _HEADERS = ((b"content-security-policy", _RULE.encode()), (b"referrer-policy", b"same-origin"))
 _PAGE = re.compile(
     r"GET /(|config|theme\.css|manifest\.json|favicon\.ico|login|logout|(assets|static|svelte)/.*"
-    r"|gradio_api/(file=.*|heartbeat/\w+|queue/data|upload_progress|startup-events|app_id|info|token|user|login_check))"
+    r"|gradio_api/(file=.*|heartbeat/\w+|queue/data|upload_progress))"
     r"|POST /(login|gradio_api/(queue/join|upload|cancel|reset))"
 )
 """Method and path of what the page asks for; Gradio has more, such as calls by name, proxies and histories."""

@@ -125,7 +125,8 @@ class Page:
                 with gr.Column(scale=2, min_width=320):
                     chats = self._right()
                     told = gr.HTML("", elem_id="notice")
-                    question = gr.Textbox(placeholder="Ask about the picture", show_label=False, lines=1, max_lines=6,
+                    hint = "Ask about the picture" if self.desk.takes_pictures else "Ask"
+                    question = gr.Textbox(label="Question", placeholder=hint, show_label=False, lines=1, max_lines=6,
                                           elem_id="question", autofocus=True)  # fmt: skip
                     with gr.Row():
                         ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=90)

@@ -52,7 +52,7 @@ def test_it_is_used_in_a_browser(run: Path, other: Path, pictures: list[Path], t
         at.size(1280, 900)
         opened(at, port)
         at.upload("#picture input[type=file]", pictures[3])
-        at.wait("document.querySelector('#picture img')")
+        at.wait("document.querySelector('#picture img[src$=\"/image.png\"]')")  # made anew by the server
         at.run(f"(() => {{ {WATCH} }})()")
         asked(at, "<b>What</b> is <img src=x onerror=alert(1)> there?")
         for chat in (0, 1):
@@ -81,6 +81,8 @@ def _refused(at: Browser, folder: Path) -> None:
     for name, says in (("fake", "not a picture in a known format"), ("wide", "30000 x 2000 pixels")):
         at.upload("#picture input[type=file]", folder / f"{name}.png")
         at.wait(f"{NOTICE}.includes({says!r})")
+    at.upload("#picture input[type=file]", folder / "heavy.png")
+    at.wait("document.body.innerText.includes('exceed the maximum allowed size of 10')")
     at.type("#question textarea", "a" * 20_000)
     at.click("#ask")
     at.wait(f"{NOTICE}.includes('and the context has')")

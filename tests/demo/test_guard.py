@@ -52,6 +52,7 @@ def test_what_the_page_asks_for_comes_through_with_the_rule(tmp_path: Path, path
     [
         ("GET", "/gradio_api/proxy=https://example.org/x"),
         ("GET", "/gradio_api/run-history/records"),
+        ("GET", "/gradio_api/token"),
         ("POST", "/gradio_api/run-history/connect"),
         ("POST", "/gradio_api/run/predict"),
         ("POST", "/gradio_api/call/take"),

@@ -97,6 +97,9 @@ def test_the_environment_does_not_open_it_and_nothing_goes_outside(run: Path, tm
             file = {"path": path, "meta": {"_type": "gradio.FileData"}}
             call = {"fn_index": 0, "data": [file, None], "session_hash": "test"}
             assert ask(port, "/gradio_api/queue/join", call)[0] == 400
+        head = '--x\r\nContent-Disposition: form-data; name="files"; filename="x.png"\r\n\r\n'
+        large = f"{head}{'x' * (11 * 2**20)}\r\n--x--\r\n"
+        assert ask(port, "/gradio_api/upload", large, **{"Content-Type": "multipart/form-data; boundary=x"})[0] == 413
     assert not spied.exists(), spied.read_text()
 
 
@@ -104,7 +107,7 @@ def test_a_password_stands_in_front_of_everything(run: Path, tmp_path: Path) -> 
     settings = {AUTH: "me:open sesame"}
     with showing(run, tmp_path / "log", "host=0.0.0.0", **settings) as (_, port):
         socket.create_connection(("127.0.0.2", port), 5).close()
-        for path in ("/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=x", "/gradio_api/file=x"):
+        for path in ("/config", "/gradio_api/queue/data?session_hash=x", "/gradio_api/file=x"):
             assert ask(port, path)[0] == 401, path
         assert ask(port, "/gradio_api/queue/join", {"fn_index": 0, "data": [], "session_hash": "x"})[0] == 401
         assert ask(port, "/gradio_api/upload", "")[0] == 401
