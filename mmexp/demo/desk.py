@@ -41,6 +41,7 @@ class Speaker:
 
     @property
     def takes_pictures(self) -> bool:
+        """Whether it has an encoder for them."""
         return "image" in self.plan.inputs
 
 

@@ -33,7 +33,7 @@ class Page:
         self.desk, self.examples, self.folder = desk, tuple(examples), folder
 
     def take(self, payload: dict[str, Any] | None, visit: Visit) -> tuple[Any, str]:
-        """An upload becomes the picture of the next question; Gradio has checked that it is one."""
+        """An upload becomes the picture of the next question; the guard has let nothing else through."""
         if payload is None:
             return self.drop(visit)
         try:
@@ -70,6 +70,7 @@ class Page:
         names = ("temperature", "top_p", "repetition_penalty", "max_tokens")
         if visit.asked is not None:
             return
+        exchange = None
         try:
             exchange = self.desk.ask(visit, question, dict(zip(names, settings, strict=True)))
             asked = [_said("user", question.strip())]
@@ -77,13 +78,16 @@ class Page:
                 asked.insert(0, self._picture("user", shown(visit.pending)))
             for texts in exchange:
                 if visit.asked is not exchange:
-                    return
+                    break
                 yield "", "", *_buttons(False), *self._chats(visit, [[*asked, _said("assistant", t)] for t in texts])
-            self._keep(visit, exchange, asked)
+            if visit.asked is exchange:
+                self._keep(visit, exchange, asked)
             yield "", gr.skip(), *_buttons(True), *self._chats(visit)
         except ApiError as error:
-            visit.asked = None
             yield notice(error.message), question, *_buttons(True), *self._chats(visit)
+        finally:
+            if visit.asked is exchange:
+                visit.asked = None
 
     def stop(self, visit: Visit) -> None:
         """What was said so far becomes the answer."""

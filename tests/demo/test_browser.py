@@ -68,6 +68,9 @@ def test_it_is_used_in_a_browser(run: Path, other: Path, pictures: list[Path], t
         _refused(at, tmp_path)
         at.click("#clear")
         at.wait(f"{SAID.format(0)}.length + {SAID.format(1)}.length === 0")
+        opened(at, port)
+        asked(at, "And?")
+        assert [len(at.run(SAID.format(chat))) for chat in (0, 1)] == [2, 2], "another visitor sees nothing of it"
         for width in (1280, 390):
             for dark in (False, True):
                 at.size(width, 844, dark)

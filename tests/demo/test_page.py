@@ -122,6 +122,37 @@ def test_an_example_begins_a_conversation(
     assert visit.pending == examples[4].picture
 
 
+@pytest.mark.parametrize("way", ["clear", "pick"])
+def test_what_is_begun_anew_meanwhile_stays_empty_and_free(
+    page_of: Callable[..., Any], desk_of: Callable[..., Desk], generator: Generator, pictures: list[Path], way: str
+) -> None:
+    import gradio as gr
+
+    page, visit = page_of(desk_of(generator), Example(picture=pictures[0].read_bytes(), question="What?")), Visit()
+    answering = page.ask(visit, "Tell?", 1.5, 1.0, 1.0, 500)
+    assert texts(next(answering)[-1])[0] == "Tell?"
+    if way == "clear":
+        page.clear(visit)
+    else:
+        page.pick(visit, gr.SelectData(None, {"index": 0, "value": None}))
+    *_, (_, _, ask, stop, chat) = answering
+    assert (chat, visit.turns, visit.asked) == ([], [], None)
+    assert (ask["interactive"], stop["interactive"]) == (True, False)
+    assert len(list(page.ask(visit, "What?", *HOW))) > 1
+
+
+def test_a_page_that_is_closed_meanwhile_ends_its_answers(
+    page_of: Callable[..., Any], desk_of: Callable[..., Desk], generator: Generator
+) -> None:
+    page, visit = page_of(desk_of(generator)), Visit()
+    answering = page.ask(visit, "Tell?", 1.5, 1.0, 1.0, 500)
+    next(answering)
+    exchange = visit.asked
+    answering.close()
+    assert exchange is not None
+    assert (visit.asked, exchange.is_stopped) == (None, True)
+
+
 def test_a_refused_question_stays_to_be_mended(
     page_of: Callable[..., Any], desk_of: Callable[..., Desk], generator: Generator
 ) -> None:
