@@ -8,24 +8,32 @@ from mmexp.assemble import experiment_of_run, finished_run
 from mmexp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mmexp.engine import Generator
+    from mmexp.assemble import Experiment
+    from mmexp.engine import Generator, RunDir
 
 _UNUSED = ("data", "optim", "trainer", "logger", "evaluation")
 
 
-def generator_of_run(run_dir: str, registered: frozenset[str]) -> Generator:
-    """The model of a finished run, ready to answer, on a GPU where there is one.
+def answering_run(path: str, registered: frozenset[str], skip: tuple[str, ...] = _UNUSED) -> tuple[RunDir, Experiment]:
+    """A finished run whose model writes answers, and its experiment; no weights are read yet.
 
     Args:
-        run_dir: The run directory.
+        path: The run directory.
         registered: What its configuration may name.
+        skip: What of the configuration is not looked at.
 
     Raises:
         CheckpointError: there is no run, or it is damaged.
         ConfigError: it has no LLM.
     """
-    run = finished_run(run_dir, "run")
-    experiment = experiment_of_run(run_dir, registered, skip=_UNUSED)
+    run = finished_run(path, "run")
+    experiment = experiment_of_run(path, registered, skip)
     if not experiment.plan.spec.width:
-        raise ConfigError("this run has no LLM, so it answers nothing", where="run", fix="a run with an LLM")
+        raise ConfigError(f"{path} has no LLM, so it answers nothing", where="run", fix="a run with an LLM")
+    return run, experiment
+
+
+def generator_of_run(path: str, registered: frozenset[str]) -> Generator:
+    """The model of such a run, ready to answer, on a GPU where there is one. Arguments and errors as above."""
+    run, experiment = answering_run(path, registered)
     return experiment.load_generator(run)

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(("report", "compare"), LINE_1 | {"page"}),
     "serve": BELOW_4 | {"engine"},
     "lmms": BELOW_4 | {"answering", "config", "serve"},
+    "demo": BELOW_4 | {"engine", "evaluation", "inspection", "serve"},
     "sweep": LINE_1 | {"config"},
 }
 """Room -> what it may import besides itself. A module of the package that is no room is an entry point, and so is the

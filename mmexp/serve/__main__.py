@@ -10,8 +10,7 @@ from mmexp.errors import ConfigError
 
 def body(invocation: Invocation) -> None:
     """Takes the port, loads the run, and answers until it is told to end."""
-    from mmexp.answering import generator_of_run
-    from mmexp.assemble import finished_run
+    from mmexp.answering import answering_run
     from mmexp.engine import setup_logging
     from mmexp.serve import Desk, ServeConfig
 
@@ -23,9 +22,10 @@ def body(invocation: Invocation) -> None:
     from mmexp.serve.server import bind, run
 
     setup_logging()
-    name = cfg.model or "/".join(finished_run(cfg.run, "run").path.resolve().parts[-3:])
+    found, exp = answering_run(cfg.run, invocation.registered)
     listener = bind(cfg.host, cfg.port)
-    run(Desk(generator_of_run(cfg.run, invocation.registered), cfg, name), listener)
+    name = cfg.model or "/".join(found.path.resolve().parts[-3:])
+    run(Desk(exp.load_generator(found), cfg, name), listener)
 
 
 if __name__ == "__main__":
