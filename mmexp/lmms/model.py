@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
@@ -96,7 +96,7 @@ class RunModel(lmms):
                     for place, text in zip(batch, texts, strict=True):
                         answers[place] = _cut(text, settings.get("until"))
                         self.cache_hook.add_partial(
-                            "generate_until", (requests[place].args[0], settings), answers[place]
+                            "generate_until", (_Asked.of(requests[place]).context, settings), answers[place]
                         )
                     bar.update(len(batch))
         return [answers[place] for place in range(len(requests))]
@@ -124,20 +124,35 @@ class RunModel(lmms):
         )
 
     def _sample(self, request: Instance) -> Sample:
-        _, to_messages, _, row, task, split = request.args
-        turns = tuple(
-            _turn(message, f"{task}/{split}, row {row}") for message in to_messages(self.task_dict[task][split][row])
-        )
-        return Sample(id=f"{task}/{split}/{row}", turns=turns, dataset=task)
+        asked = _Asked.of(request)
+        row = self.task_dict[asked.task][asked.split][asked.row]
+        where = f"{asked.task}/{asked.split}, row {asked.row}"
+        return Sample(id=where, turns=tuple(_turn(each, where) for each in asked.to_messages(row)), dataset=asked.task)
+
+
+class _Asked(NamedTuple):
+    """The arguments of a request to a chat model of lmms-eval."""
+
+    context: str | None
+    to_messages: Callable[[Any], list[dict[str, Any]]]
+    settings: dict[str, Any]
+    row: int
+    task: str
+    split: str
+
+    @classmethod
+    def of(cls, request: Any) -> _Asked:
+        return cls(*request.args)
 
 
 def _alike(requests: Sequence[Instance]) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """Requests of equal settings, as their places: those of one row side by side, which share their pictures."""
+    """Requests of equal settings, as their places, short questions first."""
+    asked = [_Asked.of(request) for request in requests]
     groups: dict[str, list[int]] = {}
-    for place, request in enumerate(requests):
-        groups.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(place)
+    for place, each in enumerate(asked):
+        groups.setdefault(json.dumps(each.settings, sort_keys=True, default=str), []).append(place)
     for places in groups.values():
-        yield dict(requests[places[0]].args[2]), sorted(places, key=lambda place: len(requests[place].args[0] or ""))
+        yield asked[places[0]].settings, sorted(places, key=lambda place: len(asked[place].context or ""))
 
 
 def _turn(message: Mapping[str, Any], where: str) -> Turn:
@@ -147,7 +162,7 @@ def _turn(message: Mapping[str, Any], where: str) -> Turn:
         if part["type"] == "text":
             parts.append(Text(text=part["text"]))
         elif part["type"] == "image":
-            parts.append(Medium(source=part["url"].convert("RGB")))
+            parts.append(Medium(source=part["url"]))
         else:
             raise DataError(f"a part of type {part['type']}", expected="text and pictures", where=where)
     return with_pictures_first(Turn(role=message["role"], parts=tuple(parts)))
@@ -160,5 +175,5 @@ def _cut(text: str, until: str | Sequence[str] | None) -> str:
     return text
 
 
-def _task(requests: Sequence[Instance]) -> str:
+def _task(requests: Sequence[Any]) -> str:
     return str(requests[0].args[-2]) if requests else "--tasks"
