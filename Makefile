@@ -21,7 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "$$($(PYTHON) --version) found, 3.11 or newer needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[deepspeed,dev,optuna,quantize,serve,submitit,tables,tensorboard]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-warn-conflicts -c constraints.txt -e '.[deepspeed,demo,dev,lmms-eval,optuna,quantize,serve,submitit,tables,tensorboard]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -c constraints.txt lmms-eval
 	@touch $@
 
 demo: setup  ## LLaVA-1.5's laptop twin: both stages, evaluation and report, in minutes on two cores

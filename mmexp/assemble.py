@@ -69,7 +69,11 @@ class Experiment:
         """
         import torch
 
+        from mmexp.inspection import require_visible
+
         _ = self.plan.processor
+        if self.checked.parts["trainer"].evaluate_attention:
+            require_visible(self.plan, where="")
         if self.checked.spine.processor.row == "shared":
             require_shareable(self.plan.spec, self.checked.parts["objective"])
         with torch.device("meta"):
@@ -108,6 +112,7 @@ class Experiment:
     def job(self, run: RunDir) -> StageJob:
         """The stage as plain objects."""
         from mmexp.engine import StageJob
+        from mmexp.inspection import draw_attention
 
         spine, parts = self.checked.spine, self.checked.parts
         stage = spine.stage
@@ -135,6 +140,8 @@ class Experiment:
             max_steps=stage.max_steps,
             optim=parts["optim"],
             trainer=parts["trainer"],
+            draw=draw_attention if parts["trainer"].evaluate_attention else None,
+            benchmarks=self.benchmarks if parts["trainer"].evaluate_every_n_steps else {},
             row=spine.processor.row,
             num_workers=num_workers(spine.processor.num_workers, parts["trainer"]),
             seed=spine.seed,

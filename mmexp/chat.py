@@ -11,7 +11,7 @@ HELP = "/image FILE  another picture     /new  forget everything     /exit  (or 
 
 def body(invocation: Invocation) -> None:
     """Reads questions from the terminal (or one from `message=`) and streams answers."""
-    from mmexp.assemble import experiment_of_run, finished_run
+    from mmexp.answering import generator_of_run
     from mmexp.config import resolve
     from mmexp.engine import setup_logging
     from mmexp.engine.conversation import Conversation
@@ -19,12 +19,10 @@ def body(invocation: Invocation) -> None:
 
     cfg = resolve(invocation.cfg)
     setup_logging()
-    run = finished_run(cfg["run"], "run")
-    exp = experiment_of_run(
-        cfg["run"], invocation.registered, skip=("data", "optim", "trainer", "logger", "evaluation")
-    )
     names = ("temperature", "top_p", "repetition_penalty", "max_new_tokens", "seed")
-    talk = Conversation(exp.load_generator(run), Sampling(**{name: cfg[name] for name in names}))
+    talk = Conversation(
+        generator_of_run(cfg["run"], invocation.registered), Sampling(**{name: cfg[name] for name in names})
+    )
     if cfg["image"] is not None:
         talk.show(cfg["image"])
     if cfg["message"] is not None:

@@ -20,7 +20,8 @@ _TAGS = ("encoder", "connector", "llm", "stage")
 _NO_NAME = ("recipe", "scale", "stage", "trainer", "name", "experiments", "run_id", "resume", "inexact_resume")
 """Overrides that stand in group, kind of job or id, and how it runs."""
 _NO_NAME_BELOW = ("paths", "logger", "evaluation", "stage.init_from", "processor.num_workers",
-                  "trainer.log_every_n_steps", "trainer.checkpoint_every_n_steps")  # fmt: skip
+                  "trainer.log_every_n_steps", "trainer.checkpoint_every_n_steps", "trainer.evaluate_every_n_steps",
+                  "trainer.evaluate_samples", "trainer.evaluate_attention")  # fmt: skip
 """Those that change nothing that is computed, or only say where things are, with everything below them."""
 _LONGEST_NAME = 120
 

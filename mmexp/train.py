@@ -11,7 +11,7 @@ from mmexp.config import Invocation, Multirun, launch
 
 if TYPE_CHECKING:
     from mmexp.assemble import Experiment
-    from mmexp.engine import RunDir, TrainingModule
+    from mmexp.engine import StageJob, TrainingModule
     from mmexp.evaluation.runner import Results
 
 
@@ -58,7 +58,7 @@ def train(invocation: Invocation) -> None:
         module = fit(job, show_trained)
         if not is_main():
             return
-        results = evaluated(exp, run, module)
+        results = evaluated(exp, job, module)
         run.update_manifest(
             status="finished", wall_s=round(time.monotonic() - started, 1), peak_memory_mb=peak_memory_mb()
         )
@@ -67,19 +67,27 @@ def train(invocation: Invocation) -> None:
         finish(run, results, write_report(run.path))
 
 
-def evaluated(exp: Experiment, run: RunDir, module: TrainingModule) -> Results:
+def evaluated(exp: Experiment, job: StageJob, module: TrainingModule) -> Results:
     """The figures of a module that has just been trained."""
+    from mmexp.engine.metrics_file import put_validation
     from mmexp.engine.predict import evaluate_run
     from mmexp.engine.signals import stopping_at_once
+    from mmexp.engine.trackers import figures_of
+    from mmexp.engine.validation import validate_at_the_end
 
+    run, step = job.run, job.run.manifest()["step"]
     if module.has_cast:  # answers come from the base weights, as they do in every later evaluation
         module.model = None
         generator = exp.load_generator(run)
     else:
         assert module.model is not None
         generator = exp.generator(module.model, module.objective)  # Lightning has left it on the CPU
-    with stopping_at_once(run, run.manifest()["step"]):
-        return evaluate_run(generator, exp.benchmarks, run)
+    with stopping_at_once(run, step):
+        validate_at_the_end(job, generator, step)
+        results = evaluate_run(generator, exp.benchmarks, run)
+        if job.benchmarks and job.trainer.evaluate_samples is None:  # the same samples as between steps
+            put_validation(run.path / "metrics.jsonl", figures_of(results), step)
+    return results
 
 
 def sweep(asked: Multirun) -> int:

@@ -28,6 +28,8 @@ class Browser:
         self.process, self._to, self._of = process, to, of
         self._number, self._rest, self._session = 0, b"", None
         self.errors: list[str] = []
+        self.known: tuple[str, ...] = ("file:", "data:", "about:")
+        """What addresses that the page may ask for begin with."""
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -35,8 +37,16 @@ class Browser:
 
     def open(self, file: Path) -> float:
         """Loads a local file; returns the seconds until its scripts had run and it was laid out."""
+        return self._load(file.resolve().as_uri())
+
+    def visit(self, address: str) -> float:
+        """As `open` with a page of a server, which may ask for more at the same address."""
+        self.known = (*self.known, address, "blob:")
+        return self._load(address)
+
+    def _load(self, url: str) -> float:
         began = time.monotonic()
-        self._call("Page.navigate", url=file.resolve().as_uri())
+        self._call("Page.navigate", url=url)
         while self.run("document.readyState") != "complete":
             time.sleep(0.01)
         self.run("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
@@ -73,6 +83,23 @@ class Browser:
             " for (const kind of ['input', 'change']) e.dispatchEvent(new Event(kind, {bubbles: true})); })()"
         )
 
+    def type(self, selector: str, text: str) -> None:
+        """Clicks a field and types."""
+        self.click(selector)
+        self._call("Input.insertText", text=text)
+
+    def upload(self, selector: str, *files: Path) -> None:
+        """Chooses files in a file field, hidden or not."""
+        found = self._call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        self._call("DOM.setFileInputFiles", files=[str(file) for file in files], objectId=found["result"]["objectId"])
+
+    def wait(self, script: str, timeout_s: float = 30) -> None:
+        """Returns as soon as an expression is true."""
+        deadline = time.monotonic() + timeout_s
+        while not self.run(f"Boolean({script})"):
+            assert time.monotonic() < deadline, f"never true: {script}\n{self.run('document.body.innerText')}"
+            time.sleep(0.05)
+
     def screenshot(self, file: Path, whole: bool = True) -> None:
         """A PNG of the whole page, or of the window."""
         data = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
@@ -96,9 +123,9 @@ class Browser:
         if event.get("method") == "Runtime.exceptionThrown":
             self.errors.append(str(params["exceptionDetails"]))
         if event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.errors.append(params["entry"]["text"])
+            self.errors.append(" ".join((params["entry"]["text"], params["entry"].get("url", ""))))
         url = params.get("request", {}).get("url", "") if event.get("method") == "Network.requestWillBeSent" else ""
-        if url and not url.startswith(("file:", "data:", "about:")):
+        if url and not url.startswith(self.known):
             self.errors.append(f"the page asks for {url}")
 
     def _read(self) -> dict[str, Any]:

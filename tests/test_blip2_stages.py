@@ -104,6 +104,23 @@ def test_a_finished_run_is_scored_again_the_same(first: Path, folder: Path) -> N
     assert json.loads((first / "results.json").read_text()) == before
 
 
+def test_retrieval_between_steps_changes_nothing(first: Path, folder: Path) -> None:
+    from mmexp.train import train
+
+    train(stage_one(folder, "run_id=watched", "trainer.evaluate_every_n_steps=1", "trainer.evaluate_samples=6"))
+    watched = run_of(folder, "blip2_represent", "watched")
+    records = [json.loads(line) for line in (watched / "metrics.jsonl").read_text().splitlines()]
+    found = [record for record in records if "val/test/retrieval/text_recall_1" in record]
+    assert [record["step"] for record in found] == [1, 2]
+    assert all(record["val/test/retrieval/num_samples"] == 6 for record in found)
+    losses = [[json.loads(line).get("train/loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
+              for run in (first, watched)]  # fmt: skip
+    assert [loss for loss in losses[1] if loss is not None] == losses[0]
+    for name in ("connector", "objective"):
+        mine, theirs = (load_file(run / "weights" / f"{name}.safetensors") for run in (watched, first))
+        assert all(torch.equal(mine[key], tensor) for key, tensor in theirs.items())
+
+
 def test_an_interrupted_first_stage_goes_on_as_if_nothing_had_been(
     first: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

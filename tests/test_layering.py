@@ -26,11 +26,22 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(("config", "shapes"), LINE_1),
     **dict.fromkeys(("report", "compare"), LINE_1 | {"page"}),
     "serve": BELOW_4 | {"engine"},
+    "lmms": BELOW_4 | {"answering", "config", "serve"},
+    "demo": BELOW_4 | {"engine", "evaluation", "inspection", "serve"},
     "sweep": LINE_1 | {"config"},
 }
 """Room -> what it may import besides itself. A module of the package that is no room is an entry point, and so is the
 `__main__.py` of a room that is also a command."""
-BESIDE_ENTRY_POINTS = {"assemble", "captioning", "needs", "present", "present_data", "present_size", "tracking"}
+BESIDE_ENTRY_POINTS = {
+    "answering",
+    "assemble",
+    "captioning",
+    "needs",
+    "present",
+    "present_data",
+    "present_size",
+    "tracking",
+}
 """Modules that entry points share: the composition root, what a recipe needs, and what commands show."""
 ROOT_MODULE = "__version__"
 

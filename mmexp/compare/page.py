@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 
 from mmexp.compare.answers import answers
 from mmexp.compare.charts import Mark, pareto_chart
@@ -14,7 +13,7 @@ from mmexp.compare.groups import value_of
 from mmexp.compare.page_curves import curve_figures
 from mmexp.compare.page_sweep import sweep_section
 from mmexp.compare.rows import COSTS, Cell, amount, figure, letters_of, p_text, sentence, short, table_rows
-from mmexp.page import STYLE, embedded, script_hash
+from mmexp.page import document
 from mmexp.page.curves import line_key
 
 _HERE = Path(__file__).parent
@@ -32,14 +31,13 @@ def page_html(comparison: Comparison, max_samples: int) -> str:
         max_samples: Of one benchmark, in the last section.
     """
     letters = letters_of(comparison)
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
     num_runs = sum(len(group.records) for group in comparison.groups)
-    title = f"{num_runs} runs in {len(comparison.groups)} groups"
-    return Template((_HERE / "page.html").read_text(encoding="utf-8")).substitute(
-        script_hash=script_hash(script),
-        title=title,
-        style="".join(file.read_text(encoding="utf-8") for file in (STYLE, _HERE / "page.css")),
-        heading=title,
+    return document(
+        _HERE / "page.html",
+        f"{num_runs} runs in {len(comparison.groups)} groups",
+        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+        script=(_HERE / "page.js").read_text(encoding="utf-8"),
+        data=answers(comparison, list(letters.values()), max_samples),
         summary=f"<span>{escape(sentence(comparison))}</span>",
         notes=_notes(comparison),
         results=_results(comparison, letters) + _all_figures(comparison, letters) + _tests(comparison, letters),
@@ -48,8 +46,6 @@ def page_html(comparison: Comparison, max_samples: int) -> str:
         costs=_costs(comparison, letters),
         sweep=sweep_section(comparison, letters),
         samples=_samples(comparison),
-        data=embedded(answers(comparison, list(letters.values()), max_samples)),
-        script=script,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from html import escape
 from statistics import fmean
@@ -10,6 +11,7 @@ from mmexp.compare.charts import Curve, curve_chart
 from mmexp.compare.comparison import Comparison
 from mmexp.compare.groups import Group
 from mmexp.compare.record import Record, time_of_steps
+from mmexp.page import is_validation_curve
 from mmexp.page.curves import Points, line_key, running_mean, thin
 
 _SMOOTHED = 20
@@ -18,13 +20,13 @@ _AXES = {"step": "step", "time": "training time (s)"}
 
 
 def curve_figures(comparison: Comparison, letters: Mapping[str, str]) -> str:
-    """Training losses and every figure of validation, one chart each, with a switch between steps and time."""
+    """Training losses and the figures of evaluations between steps, one chart each; a switch between steps and time."""
     names = dict.fromkeys(
         name
         for group in comparison.groups
         for record in group.records
-        for name in record.series
-        if name.startswith(("train/loss", "val/"))
+        for name, points in record.series.items()
+        if name.startswith("train/loss") or (is_validation_curve(name) and len(points) > 1)
     )
     figures = "".join(_figure(comparison, letters, name, axis) for name in names for axis in _AXES)
     if not figures:
@@ -40,11 +42,11 @@ def _figure(comparison: Comparison, letters: Mapping[str, str], name: str, axis:
     curves = [
         curve
         for at, group in enumerate(comparison.groups)
-        for curve in _curves(at, group, f"{letters[group.label]} {group.label}", name, axis)
+        for curve in curves_of(at, group, f"{letters[group.label]} {group.label}", name, axis)
     ]
     if not curves:
         return ""
-    chart = curve_chart(curves, _AXES[axis], name.split("/", 1)[-1])
+    chart = curve_chart(curves, _AXES[axis], name.rsplit("/", 1)[-1])
     key = "".join(
         f'<span data-g="{at}">{line_key(at)}{letters[group.label]}</span>'
         for at, group in enumerate(comparison.groups)
@@ -54,7 +56,7 @@ def _figure(comparison: Comparison, letters: Mapping[str, str], name: str, axis:
     return f'<figure class="over-{axis}">{body}</figure>'
 
 
-def _curves(at: int, group: Group, title: str, name: str, axis: str) -> list[Curve]:
+def curves_of(at: int, group: Group, title: str, name: str, axis: str) -> list[Curve]:
     """The mean over seeds, behind it the seeds or, of one seed, what was smoothed away."""
     lines = {record.seed: line for record in group.records if (line := _line(record, name, axis))}
     if not lines:
@@ -73,7 +75,17 @@ def _line(record: Record, name: str, axis: str) -> Points:
     if axis == "step":
         return points
     seconds = time_of_steps(record.series)
-    return [(seconds[step], value) for step, value in points if step in seconds]
+    steps, times = [0, *seconds], [0.0, *seconds.values()]
+    return [(_between(steps, times, step), value) for step, value in points if step <= steps[-1]]
+
+
+def _between(steps: Sequence[int], times: Sequence[float], step: float) -> float:
+    """When a step was, as if those between two records had taken equally long."""
+    after = bisect_left(steps, step)
+    if steps[after] == step:
+        return times[after]
+    share = (step - steps[after - 1]) / (steps[after] - steps[after - 1])
+    return times[after - 1] + share * (times[after] - times[after - 1])
 
 
 def _mean(lines: Sequence[Points]) -> list[tuple[float, float]]:

@@ -15,7 +15,7 @@ from mmexp.config.instantiate import build
 from mmexp.config.names import listing, nearest
 from mmexp.config.redact import localize
 from mmexp.config.spine import COLLECTIONS, COMPONENTS, RunConfig
-from mmexp.config.stage import cache_errors, stage_errors, storage_errors
+from mmexp.config.stage import cache_errors, evaluation_errors, stage_errors, storage_errors
 from mmexp.config.unset import to_plain
 from mmexp.errors import CheckpointError, ConfigError, MmexpError
 
@@ -63,6 +63,7 @@ def check(
         errors += stage_errors(spine.stage)
         errors += cache_errors(spine.stage, parts.get("encoder")) if spine.processor.feature_cache != "none" else []
         errors += storage_errors(spine.stage.policy, parts.get("llm"), parts.get("trainer"))
+        errors += evaluation_errors(parts.get("evaluation"), parts.get("trainer"))
     errors += _part_errors(parts)
     if errors:
         raise ConfigError.collect(errors)

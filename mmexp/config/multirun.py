@@ -33,8 +33,8 @@ class SweepConfig:
     n_jobs: int = 1
     """Jobs that run at the same time on this machine. With GPUs each job gets its own; CPU threads are shared out."""
     grids: Sequence[Mapping[str, Any]] = ()
-    """For what is not one product: each of these, `{connector: qformer, connector.num_queries: "4,16"}`, is crossed with
-    `hydra.sweeper.params`, and the sweep is all of them."""
+    """For what is not one product: each of these, `{connector: qformer, connector.num_queries: "4,16"}`, is crossed
+    with `hydra.sweeper.params`, and the sweep is all of them."""
     dir: str | None = None
     """Directory of the sweep; one that is there is continued. Null: `<paths.outputs>/sweeps/<name>-<date-time>`."""
     resume: str | None = None

@@ -79,6 +79,15 @@ def storage_errors(policy: Mapping[str, Any], llm: Any, trainer: Any) -> list[Mm
     return errors
 
 
+def evaluation_errors(evaluation: Mapping[str, Any] | None, trainer: Any) -> list[MmexpError]:
+    """Evaluations during training without anything to ask; `evaluation` is None where nobody has looked at it."""
+    every = getattr(trainer, "evaluate_every_n_steps", None)
+    if every is None or evaluation is None or evaluation:
+        return []
+    where, fix = "trainer.evaluate_every_n_steps", "evaluation=<benchmark>, which --help lists, or null here"
+    return [ConfigError(f"{every}, but no benchmark is chosen", expected="at least one", where=where, fix=fix)]
+
+
 def cache_errors(stage: StageConfig, encoder: Any) -> list[MmexpError]:
     """What makes features that were kept wrong: an encoder that trains (or its trunk, where it has one), or whose
     dropout is active."""

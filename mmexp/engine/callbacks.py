@@ -5,17 +5,17 @@ Lightning types its hooks for any module; these take a `TrainingModule`, hence `
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
 from mmexp.engine import checkpoint
+from mmexp.engine.metrics_file import drop_after, line_of, write_csv
 from mmexp.engine.pace import Speed, num_media, peak_memory_gb
 from mmexp.engine.ranks import largest, require_equal, total
 from mmexp.engine.signals import Interrupted, StopSignals
@@ -52,7 +52,7 @@ class MetricsLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
         if trainer.is_global_zero:
-            _drop_after(self.file, trainer.global_step)
+            drop_after(self.file, trainer.global_step)
         self._stream = self.file.open("a", encoding="utf-8") if trainer.is_global_zero else None
         self._last_step = self._shown = trainer.global_step
         trainer.datamodule.take_waited_s()  # type: ignore[attr-defined]  # before the first step nothing is measured
@@ -100,6 +100,21 @@ class MetricsLog(Callback):
             stream.close()
             write_csv(self.file)
 
+    def add_validation(self, figures: Mapping[str, float], step: int) -> None:
+        """Writes what benchmarks found at a step; there are no figures on processes other than the first."""
+        if figures:
+            self._append({"step": step, **figures})
+            self.bar.note_validation(figures)
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that was none of training."""
+        self._since += seconds
+
+    def _append(self, record: Mapping[str, float]) -> None:
+        if self._stream is not None:
+            self._stream.write(line_of(record))
+            self._stream.flush()
+
     def _write(self, trainer: Trainer, module: TrainingModule, report: Any) -> None:
         seconds = time.perf_counter() - self._since
         steps = max(trainer.global_step - self._last_step, 1)
@@ -130,9 +145,7 @@ class MetricsLog(Callback):
             record["time/mfu"] = self.speed.mfu(tokens / seconds, trainer.world_size)
         record |= datamodule.drop_counts.metrics()
         self.record = record
-        if self._stream is not None:
-            self._stream.write(json.dumps({key: _short(value) for key, value in record.items()}) + "\n")
-            self._stream.flush()
+        self._append(record)
         self.tracking.log({k: v for k, v in record.items() if k != "step"}, trainer.global_step)
         self._reset()
 
@@ -166,8 +179,15 @@ class Checkpoints(Callback):
         self.signals.install()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: TrainingModule, *args: Any) -> None:  # type: ignore[override]
-        if trainer.fit_loop._should_accumulate():
-            return
+        if not trainer.fit_loop._should_accumulate():
+            self.save_if_due(trainer, pl_module)
+
+    def save_if_due(self, trainer: Trainer, pl_module: TrainingModule) -> None:
+        """Between two optimizer steps; all processes must call it.
+
+        Raises:
+            Interrupted: a signal has asked to stop, and the run is saved.
+        """
         step = trainer.global_step
         signum = self.signals.agreed(trainer)
         due = step % self.every == 0 or step == trainer.max_steps or signum
@@ -209,33 +229,3 @@ def _part_norms(module: TrainingModule) -> dict[str, float]:
     """Gradient norms of the parts in the last optimizer step, before clipping."""
     norms = {} if module.grad_norms is None else module.grad_norms.of_parts(module.parts())
     return {f"grad_norm/{part}": norm for part, norm in norms.items()}
-
-
-def write_csv(jsonl: Path) -> None:
-    """metrics.jsonl as metrics.csv, one column for every name that occurs."""
-    rows = [json.loads(line) for line in jsonl.read_text(encoding="utf-8").splitlines()]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with jsonl.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _drop_after(file: Path, step: int) -> None:
-    """Removes records of steps that a resumed run is about to do again."""
-    if file.is_file():
-        lines = file.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _step(line) <= step]
-        if len(kept) != len(lines):
-            file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")
-
-
-def _short(value: float) -> float:
-    return value if isinstance(value, int) else float(f"{value:.6g}")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from mmexp.contracts import Medium, Part, Text, Turn
+from mmexp.contracts import Medium, Text, Turn
 from mmexp.errors import DataError
 from mmexp.prompt.image import load_image
 
 if TYPE_CHECKING:
     from mmexp.engine import Generator
     from mmexp.llm import Sampling
+
+
+def question_turn(media: Sequence[Medium], question: str) -> Turn:
+    """What a user asks: the pictures that go with it, a line break behind them, and the words."""
+    return Turn(role="user", parts=(*media, Text(text="\n" if media else ""), Text(text=question)))
 
 
 class Conversation:
@@ -41,8 +46,7 @@ class Conversation:
 
     def ask(self, question: str, on_text: Callable[[str], None]) -> str:
         """The answer, which is also handed out piece by piece."""
-        parts: list[Part] = [*self._pending, Text(text="\n" if self._pending else ""), Text(text=question)]
-        turns = [*self.turns, Turn(role="user", parts=tuple(parts))]
+        turns = [*self.turns, question_turn(self._pending, question)]
         answer = self.generator.stream(turns, self.sampling, on_text)
         self._pending = []
         self.turns = [*turns, Turn(role="assistant", parts=(Text(text=answer),))]

@@ -34,6 +34,7 @@ from mmexp.engine.recipe import Recipe
 from mmexp.engine.record import ResumeRecord
 from mmexp.engine.signals import Interrupted, requeue
 from mmexp.engine.strategy import plain_module
+from mmexp.engine.validation import Validation
 from mmexp.tuning import TrainedPart
 
 if TYPE_CHECKING:
@@ -94,8 +95,11 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
         raise
     module = plain_module(trainer, module)
     if is_main():
-        kept = {"feature_cache": features.found} if features else {}
-        _finish(job, module, datamodule, **kept, step=trainer.global_step, train_s=round(time.monotonic() - started, 1))
+        kept: dict[str, Any] = {"feature_cache": features.found} if features else {}
+        validation_s = sum(callback.seconds for callback in callbacks if isinstance(callback, Validation))
+        kept |= {"validation_s": round(validation_s, 1)} if validation_s else {}
+        train_s = round(time.monotonic() - started - validation_s, 1)
+        _finish(job, module, datamodule, **kept, step=trainer.global_step, train_s=train_s)
     return module.eval()
 
 
@@ -191,11 +195,14 @@ def _callbacks(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> 
     bar = TrainingProgress(job.label, on_start)
     every, keep = job.trainer.checkpoint_every_n_steps, job.trainer.keep_checkpoints
     record = [OrderLog(job.run.path / "data_order.jsonl")] if job.log_ids else []
+    metrics = MetricsLog(job.run.path / "metrics.jsonl", job.trainer.log_every_n_steps, bar, job.speed, job.tracking)
+    checkpoints = Checkpoints(job.run.checkpoints, every, keep)
     return [
         ResumeRecord(job.inexact, lambda found: _note_inexact(job, found)),
         *record,  # before the checkpoints: a saved micro-batch stands in the record
-        MetricsLog(job.run.path / "metrics.jsonl", job.trainer.log_every_n_steps, bar, job.speed, job.tracking),
-        Checkpoints(job.run.checkpoints, every, keep),
+        metrics,
+        checkpoints,
+        *([Validation(job, metrics, checkpoints)] if job.trainer.evaluate_every_n_steps else []),
         MovedCheck(),
     ]
 

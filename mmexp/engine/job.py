@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmexp.contracts import Sample
 from mmexp.data import RunOrder
 from mmexp.engine.chain import Start
 from mmexp.engine.manifest import RunDir
@@ -19,8 +20,13 @@ if TYPE_CHECKING:
     from mmexp.engine.optim import AdamWCosineConfig
     from mmexp.engine.pace import Speed
     from mmexp.engine.trainer import TrainerConfig
-    from mmexp.model import Plan
+    from mmexp.evaluation import BenchmarkConfig
+    from mmexp.model import MultimodalModel, Plan
     from mmexp.objective import ObjectiveConfig
+
+
+Draw = Callable[["MultimodalModel", "Plan", Sample, Path], list[Path]]
+"""The model in eval mode, its plan, a sample and a folder, to the picture files that were written there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +89,10 @@ class StageJob:
     """Largest share of samples that may be left out because a medium cannot be read."""
     worker_timeout_s: float = 300
     """How long a worker may prepare one batch."""
+    benchmarks: Mapping[str, BenchmarkConfig] = field(default_factory=dict)
+    """What `trainer.evaluate_every_n_steps` asks the model, by name."""
+    draw: Draw | None = None
+    """Draws the attention of an answer, for `trainer.evaluate_attention`."""
     speed: Speed | None = None
     """What utilisation is measured by; None where the device's peak is not known."""
     inexact: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -184,6 +184,11 @@ class TrainingModule(LightningModule):
         self.latest = losses
         datamodule.advance(batch)
         return self._window.normalised(losses, batch.ids, self.trainer)
+
+    def answering(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Calls something that runs the model outside a step; where weights are shared out, with what is outside blocks
+        fetched."""
+        return call(*args)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns the sum of micro-batch losses into the mean over all supervised tokens of the step."""

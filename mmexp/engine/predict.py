@@ -16,6 +16,7 @@ from mmexp.engine.scoring import score_answers
 from mmexp.errors import ConfigError
 from mmexp.evaluation import BenchmarkConfig, MultipleChoiceConfig, Score, evaluate, merge_results
 from mmexp.evaluation.asking import Share
+from mmexp.evaluation.base import Match, Predict
 from mmexp.evaluation.runner import Results
 from mmexp.llm import Sampling, Watch
 from mmexp.model.together import Continuations
@@ -99,6 +100,20 @@ class Generator:
                 groups += [([index], len(layouts[index].encoded.ids) - 1) for index in members]
         return groups
 
+    def predictor(self, benchmark: BenchmarkConfig) -> Predict | Match:
+        """What a benchmark asks, with its settings. Raises ConfigError as `matcher`."""
+        if benchmark.needs == "embed":
+            return self.matcher()
+        if isinstance(benchmark, MultipleChoiceConfig):
+            return benchmark.predictor(self.score)
+        sampling = Sampling(
+            max_new_tokens=benchmark.max_new_tokens,
+            min_new_tokens=benchmark.min_new_tokens,
+            num_beams=benchmark.num_beams,
+            length_penalty=benchmark.length_penalty,
+        )
+        return lambda samples: self.predict(samples, sampling)
+
     def matcher(self) -> Matcher:
         """What compares images with texts.
 
@@ -144,20 +159,9 @@ def evaluate_run(
     generator.model.eval()
     results: Results = {}
     for name, benchmark in benchmarks.items():
-        sampling = Sampling(
-            max_new_tokens=benchmark.max_new_tokens,
-            min_new_tokens=benchmark.min_new_tokens,
-            num_beams=benchmark.num_beams,
-            length_penalty=benchmark.length_penalty,
-        )
         chosen = None if splits is None else [split for split in splits if split in benchmark.splits]
-        predict: Any = lambda samples, s=sampling: generator.predict(samples, s)  # noqa: E731
-        if benchmark.needs == "embed":
-            predict = generator.matcher()
-        elif isinstance(benchmark, MultipleChoiceConfig):
-            predict = benchmark.predictor(generator.score)
         boxes = generator.plan.processor.boxes
-        figures = evaluate(name, benchmark, predict, run.path, console, chosen, boxes,
+        figures = evaluate(name, benchmark, generator.predictor(benchmark), run.path, console, chosen, boxes,
                            run.weights_identity, share)  # fmt: skip
         if share is None:
             results = merge_results(run.results, figures)

@@ -54,7 +54,21 @@ class ShardedStrategy(ModelParallelStrategy):
         assert module.model is not None
         module.model.runs_every_branch = True  # a block that one process fetches, all of them must
         fully_shard(module, mesh=mesh)
-        register_fsdp_forward_method(module, "training_step")
+        for method in ("training_step", "answering"):
+            register_fsdp_forward_method(module, method)
+
+    def prepare_answers(self, module: TrainingModule) -> None:
+        """Fetches every weight once. What weights are fetched into is made the first time; if that were in inference
+        mode, training could not use it."""
+        module.answering(lambda: None)
+        for part in _shared_out(module):
+            part.unshard()
+            part.reshard()
+
+    def release(self, module: TrainingModule) -> None:
+        """Gives back what is outside blocks, which otherwise stays fetched until the next step's backward pass."""
+        for part in _shared_out(module):
+            part.reshard()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """What trains, whole, on the first process; nothing on the others."""
@@ -95,6 +109,13 @@ class ShardedStrategy(ModelParallelStrategy):
             if self.is_global_zero:
                 found[name] = whole.cpu() if isinstance(whole, torch.Tensor) else whole
         return found
+
+
+def _shared_out(module: nn.Module) -> list[Any]:
+    """The modules whose own weights are fetched together."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
 def _norms(block: nn.Module) -> list[nn.Module]:

@@ -1,8 +1,8 @@
-"""TensorBoard as a tracker: curves alone."""
+"""TensorBoard as a tracker: curves and pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ class TensorBoardConfig:
 
 
 class TensorBoardTracker:
-    """Writes figures; a continued run adds a file to those that are there."""
+    """Writes figures and pictures; a continued run adds a file to those that are there."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
@@ -38,6 +38,16 @@ class TensorBoardTracker:
 
     def log_predictions(self, name: str, file: Path, run_dir: Path, step: int) -> None:
         """It has no tables."""
+
+    def log_pictures(self, name: str, files: Sequence[Path], step: int) -> None:
+        import numpy as np
+        from PIL import Image
+
+        for file in files:
+            with Image.open(file) as picture:
+                self._writer.add_image(
+                    f"{name}/{file.stem}", np.asarray(picture.convert("RGB")), step, dataformats="HWC"
+                )
 
     def log_weights(self, folder: Path) -> None:
         """It keeps no files."""

@@ -6,13 +6,14 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from mmexp.engine.manifest import RunDir
+from mmexp.engine.metrics_file import VALIDATION
 from mmexp.engine.signals import Interrupted
 from mmexp.errors import MmexpError
 
@@ -59,6 +60,10 @@ class Tracker(Protocol):
 
     def log_predictions(self, name: str, file: Path, run_dir: Path, step: int) -> None:
         """The predictions file of a benchmark; `run_dir` is where its relative pictures are looked for."""
+        ...
+
+    def log_pictures(self, name: str, files: Sequence[Path], step: int) -> None:
+        """Picture files that belong together."""
         ...
 
     def log_weights(self, folder: Path) -> None:
@@ -125,17 +130,19 @@ class Tracking:
             folder: What holds `predictions/`.
             step: The optimizer step of the weights.
         """
-        named = [(split, name, metrics) for split, group in results.items() for name, metrics in group.items()]
-        figures = {f"val/{split}/{name}/{key}": value for split, name, m in named for key, value in m.items()}
-        if figures:
+        if figures := figures_of(results):
             self.log(figures, step)
-        for split, name, _ in named:
+        for split, name in ((split, name) for split, group in results.items() for name in group):
             file = folder / "predictions" / f"{split}_{name}.jsonl"
             if file.is_file():
                 self._log_predictions(f"samples/{split}/{name}", file, folder, step)
 
     def _log_predictions(self, name: str, file: Path, folder: Path, step: int) -> None:
         self._each(lambda tracker: tracker.log_predictions(name, file, folder, step))
+
+    def log_pictures(self, name: str, files: Sequence[Path], step: int) -> None:
+        """Hands picture files to every tracker."""
+        self._each(lambda tracker: tracker.log_pictures(name, files, step))
 
     def log_weights(self, folder: Path) -> None:
         """Hands weights to those trackers that were asked to keep them."""
@@ -165,6 +172,16 @@ class Tracking:
             except Exception as error:  # a tracker must not stop an experiment
                 self._silent.add(name)
                 log.warning("%s gets nothing further of this run: %s", name, _reason(error))
+
+
+def figures_of(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
+    """Every figure of {split: {benchmark: {metric: value}}} as `val/<split>/<benchmark>/<metric>`."""
+    return {
+        f"{VALIDATION}{split}/{name}/{key}": value
+        for split, group in results.items()
+        for name, metrics in group.items()
+        for key, value in metrics.items()
+    }
 
 
 def exit_code(error: BaseException | None) -> int:

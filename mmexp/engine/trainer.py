@@ -46,6 +46,14 @@ class TrainerConfig:
     """Steps between two checkpoints to resume from."""
     keep_checkpoints: int = 2
     """Newest checkpoints that stay."""
+    evaluate_every_n_steps: int | None = None
+    """Steps between two evaluations of the model that is being trained, on the benchmarks of the stage, without their
+    baselines; null evaluates only at the end. Weights, losses and random numbers stay what they are without it."""
+    evaluate_samples: int | None = None
+    """At most this many samples of each split in these evaluations: always the same, evenly spread; null takes all."""
+    evaluate_attention: int = 0
+    """Samples of the first benchmark with answers, always the same, for which these evaluations also draw what each
+    answer token takes from the picture. Decoder-only LLMs; not where weights are shared out."""
     gradient_checkpointing: tuple[str, ...] = ()
     """Parts (llm, encoder, ...) whose blocks are computed again in backward: less memory, about a third more time."""
     compile: tuple[str, ...] = ()
@@ -65,6 +73,26 @@ class TrainerConfig:
                 expected="32-true or bf16-mixed",
                 where="trainer.precision",
                 fix="trainer.precision=bf16-mixed, and llm.dtype=bfloat16 for a frozen LLM",
+            )
+
+        for name in ("evaluate_every_n_steps", "evaluate_samples"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{value}", expected="at least 1, or null", where=f"trainer.{name}")
+        if self.evaluate_attention < 0:
+            raise ConfigError(f"{self.evaluate_attention}", expected="0 or more", where="trainer.evaluate_attention")
+        if self.evaluate_attention and self.shares_weights:
+            raise ConfigError(
+                f"{self.evaluate_attention} with {self.strategy}",
+                expected="0: one process draws, and there has no whole model",
+                where="trainer.evaluate_attention",
+                fix="trainer=ddp_bf16, or mmexp.inspect on the finished run",
+            )
+        if self.evaluate_every_n_steps is not None and self.strategy == "deepspeed_stage_3":
+            raise ConfigError(
+                f"{self.evaluate_every_n_steps} with {self.strategy}, which fetches weights for training steps alone",
+                expected="null",
+                where="trainer.evaluate_every_n_steps",
+                fix="trainer=fsdp_bf16 shares out as much",
             )
 
     @property

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -122,6 +122,11 @@ class WandbTracker:
         with file.open(encoding="utf-8") as lines:
             rows: list[Any] = [_row(json.loads(line), run_dir) for line in islice(lines, self._config.num_samples)]
         self._run.log({name: wandb.Table(columns=list(COLUMNS), data=rows), STEP: step})
+
+    def log_pictures(self, name: str, files: Sequence[Path], step: int) -> None:
+        import wandb
+
+        self._run.log({f"{name}/{file.stem}": wandb.Image(str(file)) for file in files} | {STEP: step})
 
     def log_weights(self, folder: Path) -> None:
         import wandb

@@ -76,7 +76,7 @@ def evaluate(
         if split not in benchmark.splits:
             raise ConfigError(f"no split {split!r}", expected=", ".join(benchmark.splits), where=f"evaluation.{name}")
         began = time.monotonic()
-        samples = _load(benchmark, f"evaluation.{name}.splits.{split}", split)
+        samples = load_samples(name, benchmark, split)
         for sample in samples:
             benchmark.check(sample)
         asked = [_without_answer(sample) for sample in samples]
@@ -154,11 +154,12 @@ def _answer(
     return answers
 
 
-def _load(benchmark: BenchmarkConfig, where: str, split: str) -> list[Sample]:
+def load_samples(name: str, benchmark: BenchmarkConfig, split: str) -> list[Sample]:
+    """What the benchmark `name` asks on a split, with the answers. Raises DataError where there is nothing."""
     dataset = benchmark.splits[split].build()
     size = len(dataset)
     if size == 0:
-        raise DataError("no samples", where=where, fix=f"check the file of split {split}")
+        raise DataError("no samples", where=f"evaluation.{name}.splits.{split}", fix=f"check the file of split {split}")
     count = min(size, benchmark.limit or size)
     return [dataset[index * size // count] for index in range(count)]
 

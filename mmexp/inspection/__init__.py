@@ -3,7 +3,7 @@
 The page is data and a script; everything that is computed is plain PyTorch and can be called from a notebook.
 """
 
-from mmexp.inspection.draw import overlay, write_pictures
+from mmexp.inspection.draw import draw_attention, overlay, write_pictures
 from mmexp.inspection.look import Inside, View, look_inside, require_visible
 from mmexp.inspection.page import page_html
 from mmexp.inspection.samples import choose, own_sample, rows
@@ -12,6 +12,7 @@ __all__ = [
     "Inside",
     "View",
     "choose",
+    "draw_attention",
     "look_inside",
     "overlay",
     "own_sample",

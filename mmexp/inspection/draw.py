@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from mmexp.inspection.colours import DIM, palette
+from mmexp.inspection.look import Inside, look_inside
 from mmexp.inspection.place import inside, union
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmexp.contracts import Box
-    from mmexp.inspection.look import Inside
+    from mmexp.contracts import Box, Sample
+    from mmexp.model import MultimodalModel, Plan
 
+KINDS = ("tokens", "layers", "queries")
+"""The sheets of one sample: attention of each answer token, the same in each layer, what each query reads."""
+_FEW_TOKENS = 12
 _SIDE = 220
 _GAP = 10
 _LINE = 18
@@ -65,17 +69,27 @@ def sheet(panels: Sequence[tuple[Image.Image, str]]) -> Image.Image:
     return canvas
 
 
-def write_pictures(found: Inside, folder: Path) -> list[Path]:
+def write_pictures(found: Inside, folder: Path, kinds: Collection[str] = KINDS) -> list[Path]:
     """`<id>_tokens.png`, `<id>_layers.png` and `<id>_queries.png`, as far as there is something to draw."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in found.id)[:80]
     written = []
-    for name, panels in (("tokens", _tokens(found)), ("layers", _layers(found)), ("queries", _queries(found))):
-        drawn = list(panels)
+    for name, panels in zip(KINDS, (_tokens(found), _layers(found), _queries(found)), strict=True):
+        drawn = list(panels) if name in kinds else []
         if drawn:
             written.append(folder / f"{stem}_{name}.png")
             sheet(drawn).save(written[-1])
     return written
+
+
+def draw_attention(model: MultimodalModel, plan: Plan, sample: Sample, folder: Path) -> list[Path]:
+    """Lets the model answer, and draws what each answer token takes from the picture, as `write_pictures` does.
+
+    Raises:
+        ConfigError, DataError: as `look_inside`.
+    """
+    found = look_inside(model, plan, sample, max_new_tokens=_FEW_TOKENS, num_words=1, num_lens_layers=1)
+    return write_pictures(found, folder, KINDS[:1])
 
 
 def _tokens(found: Inside) -> Iterator[tuple[Image.Image, str]]:

@@ -78,8 +78,12 @@ class Inside:
         return torch.einsum("alhmn,mng->alhmg", self.attention, self.queries.mean((1, 2)))
 
 
-def require_visible(plan: Plan) -> None:
+def require_visible(plan: Plan, where: str = "run.") -> None:
     """Says before any weight is read that a model cannot be looked into.
+
+    Args:
+        plan: Of the model.
+        where: Begins the config paths of its parts.
 
     Raises:
         ConfigError: its LLM is no decoder-only one, or it has no pictures.
@@ -87,9 +91,9 @@ def require_visible(plan: Plan) -> None:
     if plan.spec.reads_apart or not plan.spec.width:
         found = f"{plan.spec.model_type} reads with an encoder" if plan.spec.width else "this run has no LLM"
         raise ConfigError(found, expected="a decoder-only LLM, whose answer attends to the picture itself",
-                          where="run.llm", fix="a run with llm=shapes_lm, vicuna7b, opt2_7b, ...")  # fmt: skip
+                          where=f"{where}llm", fix="a run with llm=shapes_lm, vicuna7b, opt2_7b, ...")  # fmt: skip
     if _MODALITY not in plan.inputs:
-        raise ConfigError("this run has no image branch", expected="a run with an encoder", where="run.encoder")
+        raise ConfigError("this run has no image branch", expected="a run with an encoder", where=f"{where}encoder")
 
 
 def look_inside(

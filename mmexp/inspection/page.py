@@ -6,12 +6,11 @@ import base64
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 
 from mmexp.inspection.colours import css_gradient, palette
 from mmexp.inspection.look import Inside
 from mmexp.inspection.pack import sample_data
-from mmexp.page import STYLE, embedded, script_hash
+from mmexp.page import document
 
 _HERE = Path(__file__).parent
 _QUERIES = (
@@ -32,7 +31,6 @@ def page_html(
         layers: LLM layers whose heads are shown one by one; None takes as many as there is room for.
         notes: Remarks in front of the samples.
     """
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
     samples = [sample_data(each, layers) for each in found]
     colours = base64.b64encode(palette().tobytes()).decode("ascii")
     facts = (
@@ -40,15 +38,13 @@ def page_html(
         source,
         f"{found[0].attention.shape[1]} layers x {found[0].attention.shape[2]} heads",
     )
-    return Template((_HERE / "page.html").read_text(encoding="utf-8")).substitute(
-        script_hash=script_hash(script),
-        title=escape(f"Inside {title}"),
-        heading=escape(f"Inside {title}"),
+    return document(
+        _HERE / "page.html",
+        f"Inside {title}",
+        style=f"{(_HERE / 'page.css').read_text(encoding='utf-8')}.ramp {{ background: {css_gradient()}; }}",
+        script=(_HERE / "page.js").read_text(encoding="utf-8"),
+        data={"palette": colours, "samples": samples},
         summary="".join(f"<span>{escape(fact)}</span>" for fact in facts),
-        style="".join(file.read_text(encoding="utf-8") for file in (STYLE, _HERE / "page.css")),
-        gradient=css_gradient(),
         queries_note=_QUERIES if any(each.queries is not None for each in found) else "",
         notes="".join(f'<p class="note">{escape(note)}</p>' for note in notes),
-        data=embedded({"palette": colours, "samples": samples}),
-        script=script,
     )

@@ -16,6 +16,7 @@ Series = dict[str, list[tuple[int, float]]]
 """Metric to (step, value), steps rising."""
 
 BASELINES = ("blind", "majority")
+_NO_CURVES = (*BASELINES, "chance", "num_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,13 @@ def load_run(path: Path) -> Run:
 def primary_metric(metrics: Mapping[str, float]) -> str:
     """The figure that the baselines belong to: the first that is neither a baseline nor of one type only."""
     return next((key for key in metrics if key not in (*BASELINES, "num_samples") and "/" not in key), "")
+
+
+def is_validation_curve(name: str) -> bool:
+    """Whether a value of metrics.jsonl is a figure of a whole benchmark, `val/<split>/<benchmark>/<metric>`: neither
+    of one type of question only nor a baseline."""
+    parts = name.split("/")
+    return len(parts) == 4 and parts[0] == "val" and parts[3] not in _NO_CURVES
 
 
 def find_image(name: Any, run_dir: Path) -> Path | None:

@@ -38,6 +38,15 @@ class BoxText:
         found = self.form.first(text)
         return None if found is None else to_picture(found, self.frame(sample, medium))
 
+    def read_all(self, text: str, sample: Sample, medium: int = 0) -> tuple[Box, ...]:
+        """Every box in a text that has an area in the picture, in reading order, as shares of it.
+
+        Raises:
+            BadMediaError: as `read`.
+        """
+        boxes = (to_picture(box, self.frame(sample, medium)) for box in self.form.parse(text))
+        return tuple(box for box in boxes if box[0] < box[2] and box[1] < box[3])
+
     def write(self, box: Box, sample: Sample, medium: int = 0) -> str | None:
         """What a model is taught to answer for a box of the picture; None where a crop leaves nothing of it.
 

@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from string import Template
 
-from mmexp.page import STYLE, data_uri, load_thumbnail
-
-_TEMPLATE = Path(__file__).with_name("data.html")
+from mmexp.page import data_uri, document, load_thumbnail, write_page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +51,16 @@ def write_data_page(
         kinds: In the order they are shown; empty for flawless data.
         histograms: Per title the count of each range.
     """
-    html = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        style=STYLE.read_text(encoding="utf-8"),
-        title=escape(title),
+    html = document(
+        Path(__file__).with_name("data.html"),
+        title,
         verdict=_verdict(kinds),
         tiles=_tiles(facts),
         problems=_table(kinds),
         histograms="".join(_histogram(name, counts) for name, counts in histograms.items()),
         examples="".join(map(_section, kinds)) or '<p class="note">Nothing to show.</p>',
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_page(path, html)
 
 
 def _verdict(kinds: Sequence[Kind]) -> str:

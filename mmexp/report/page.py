@@ -7,15 +7,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from mmexp.page import BASELINES, STYLE, Points, Run, find_image, line_chart, load_run, primary_metric
+from mmexp.page import (
+    BASELINES,
+    Points,
+    Run,
+    document,
+    find_image,
+    is_validation_curve,
+    line_chart,
+    load_run,
+    primary_metric,
+    write_page,
+)
 from mmexp.report.entries import Entry
 from mmexp.report.samples import entry_html, load_groups
 from mmexp.report.sheet import contact_sheet
 
-_TEMPLATE = Path(__file__).with_name("page.html")
 _NUM_TILES = 12
 
 
@@ -31,9 +40,9 @@ def write_report(run_dir: Path) -> Path:
         contact_sheet(cards, run_dir / "contact_sheet.png")
     name, stage = (str(run.manifest.get(key) or "") for key in ("name", "stage"))
     evaluate = shlex.join(["python", "-m", "mmexp.evaluate", f"run={_near(run_dir)}"])
-    html = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        style=STYLE.read_text(encoding="utf-8"),
-        title=escape(" / ".join(filter(None, (name, stage, run_dir.name)))),
+    html = document(
+        Path(__file__).with_name("page.html"),
+        " / ".join(filter(None, (name, stage, run_dir.name))),
         heading=escape(" / ".join(filter(None, (name, stage))) or run_dir.name),
         status=_status(run),
         tiles=_tiles(run.manifest),
@@ -44,11 +53,7 @@ def write_report(run_dir: Path) -> Path:
         samples="".join(_samples(groups)) or _missing("No predictions yet."),
         details="".join(_details(run)) or _missing("Neither manifest nor config were written."),
     )
-    path = run_dir / "report.html"
-    temporary = run_dir / ".report.html.tmp"
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_page(run_dir / "report.html", html)
 
 
 def chat_command(run: Run) -> str:
@@ -145,6 +150,7 @@ def _curves(series: Mapping[str, Points]) -> Iterator[str]:
     losses = {key: points for key, points in of("train/").items() if "loss" in key}
     charts = [
         ("Training loss", losses, "loss (nats per token)", True),
+        *((f"{name}, while training", lines, name.split()[-1], False) for name, lines in _validation_curves(series)),
         ("Learning rate per part", of("lr/"), "learning rate", False),
         ("Throughput", of("data/tokens_per_s"), "tokens per second", True),
         ("Step time", of("time/step_s"), "seconds", True),
@@ -155,7 +161,17 @@ def _curves(series: Mapping[str, Points]) -> Iterator[str]:
     for title, lines, label, smooth in charts:
         if lines:
             named = {key or title.lower(): points for key, points in lines.items()}
-            yield f"<figure><figcaption>{title}</figcaption>{line_chart(named, label, smooth)}</figure>"
+            yield f"<figure><figcaption>{escape(title)}</figcaption>{line_chart(named, label, smooth)}</figure>"
+
+
+def _validation_curves(series: Mapping[str, Points]) -> list[tuple[str, dict[str, Points]]]:
+    """`<benchmark> <metric>` to a line for each split, where evaluations between steps were logged."""
+    charts: dict[str, dict[str, Points]] = {}
+    for name, points in series.items():
+        if is_validation_curve(name) and len(points) > 1:
+            _, split, benchmark, metric = name.split("/")
+            charts.setdefault(f"{benchmark} {metric}", {})[split] = points
+    return list(charts.items())
 
 
 def _samples(groups: Mapping[str, Iterable[Entry]]) -> Iterator[str]:

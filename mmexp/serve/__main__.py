@@ -10,7 +10,7 @@ from mmexp.errors import ConfigError
 
 def body(invocation: Invocation) -> None:
     """Takes the port, loads the run, and answers until it is told to end."""
-    from mmexp.assemble import experiment_of_run, finished_run
+    from mmexp.answering import answering_run
     from mmexp.engine import setup_logging
     from mmexp.serve import Desk, ServeConfig
 
@@ -22,10 +22,7 @@ def body(invocation: Invocation) -> None:
     from mmexp.serve.server import bind, run
 
     setup_logging()
-    found = finished_run(cfg.run, "run")
-    exp = experiment_of_run(cfg.run, invocation.registered, skip=("data", "optim", "trainer", "logger", "evaluation"))
-    if not exp.plan.spec.width:
-        raise ConfigError("this run has no LLM, so it answers nothing", where="run", fix="a run with an LLM")
+    found, exp = answering_run(cfg.run, invocation.registered)
     listener = bind(cfg.host, cfg.port)
     name = cfg.model or "/".join(found.path.resolve().parts[-3:])
     run(Desk(exp.load_generator(found), cfg, name), listener)

@@ -51,7 +51,7 @@ class PromptMaker:
                 raise _too_long(f"the prompt has {length} tokens, pictures included", longest)
             return self._processor.load(layout, request.sample), self._limit(request, length)
         except BadMediaError as error:
-            raise _bad_picture(error) from None
+            raise bad_picture(error) from None
         except DataError as error:
             expected = f": expected {error.expected}" if error.expected else ""
             raise invalid(f"{error.found}{expected}", "messages") from None
@@ -81,16 +81,20 @@ class PromptMaker:
             found = f"{len(media)} pictures, and {self.config.max_images} are allowed"
             raise invalid(found, "messages", "too_many_images")
         for medium in media:
-            if len(medium.source) > self.config.max_image_mb * MIB:
-                found = f"a picture of {len(medium.source) / MIB:.1f} MiB, and {self.config.max_image_mb:g} are allowed"
-                raise ApiError(413, found, "image_too_large", "messages")
-            try:
-                width, height = image_size(medium.source)
-            except BadMediaError as error:
-                raise _bad_picture(error) from None
-            if width * height > self.config.max_image_megapixels * 1e6:
-                raise ApiError(413, f"a picture of {width} x {height} pixels, and {self.config.max_image_megapixels:g}"
-                               " million are allowed", "image_too_large", "messages")  # fmt: skip
+            self.check_picture(medium.source)
+
+    def check_picture(self, source: bytes) -> None:
+        """Looks at the size of an encoded picture, and not further than its header. Raises ApiError."""
+        if len(source) > self.config.max_image_mb * MIB:
+            found = f"a picture of {len(source) / MIB:.1f} MiB, and {self.config.max_image_mb:g} are allowed"
+            raise ApiError(413, found, "image_too_large", "messages")
+        try:
+            width, height = image_size(source)
+        except BadMediaError as error:
+            raise bad_picture(error) from None
+        if width * height > self.config.max_image_megapixels * 1e6:
+            raise ApiError(413, f"a picture of {width} x {height} pixels, and {self.config.max_image_megapixels:g}"
+                           " million are allowed", "image_too_large", "messages")  # fmt: skip
 
 
 def _too_long(found: str, limit: int) -> ApiError:
@@ -98,6 +102,7 @@ def _too_long(found: str, limit: int) -> ApiError:
                    "context_length_exceeded")  # fmt: skip
 
 
-def _bad_picture(error: DataError) -> ApiError:
+def bad_picture(error: DataError) -> ApiError:
+    """The answer to a picture that cannot be read."""
     expected = f": expected {error.expected}" if error.expected else ""
     return invalid(f"a picture cannot be read: {error.found}{expected}", "messages", "invalid_image")

@@ -12,6 +12,7 @@ from mmexp.contracts import Medium, Part, Sample, Text, Turn
 from mmexp.data import MessagesConfig
 from mmexp.data.readers.parts import PLACEHOLDER
 from mmexp.errors import DataError
+from mmexp.llm import Sampling
 from mmexp.serve.errors import ApiError, invalid
 from mmexp.serve.settings import ServeConfig
 
@@ -61,6 +62,16 @@ class ChatRequest:
     include_usage: bool
     """Whether a stream ends with the token counts."""
 
+    def sampling(self, max_tokens: int) -> Sampling:
+        """How an answer of at most so many tokens is chosen."""
+        return Sampling(
+            max_new_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed if self.temperature > 0 else None,
+        )
+
 
 def read_request(body: bytes, model: str, config: ServeConfig) -> ChatRequest:
     """The request of a body.
@@ -80,18 +91,26 @@ def read_request(body: bytes, model: str, config: ServeConfig) -> ChatRequest:
         asked = repr(fields["model"])[:100]
         raise ApiError(404, f"no model {asked} here; this server has {model!r}", "model_not_found", "model")
     _refuse_unknown(fields)
-    numbers = {name: _number(fields, name, *rule) for name, rule in _NUMBERS.items()}
     options = fields.get("stream_options") or {}
     if not isinstance(options, dict):
         raise invalid("`stream_options` is no object", "stream_options")
     return ChatRequest(
         sample=Sample(id="prompt", turns=_turns(fields.get("messages"), config)),
-        **numbers,
-        max_tokens=_max_tokens(fields, config),
+        **read_sampling(fields, config),
         stops=_stops(fields.get("stop")),
         stream=_flag(fields, "stream"),
         include_usage=_flag(options, "include_usage"),
     )
+
+
+def read_sampling(fields: Mapping[str, Any], config: ServeConfig) -> dict[str, Any]:
+    """`temperature`, `top_p`, `repetition_penalty`, `seed` and `max_tokens` of a `ChatRequest`.
+
+    Raises:
+        ApiError: one is out of its range.
+    """
+    numbers = {name: _number(fields, name, *rule) for name, rule in _NUMBERS.items()}
+    return numbers | {"max_tokens": _max_tokens(fields, config)}
 
 
 def _json(body: bytes) -> dict[str, Any]:
@@ -163,7 +182,7 @@ def _turns(messages: Any, config: ServeConfig) -> tuple[Turn, ...]:
         raise invalid(f"{error.found}{expected}", "messages") from None
     if turns[-1].role != "user":
         raise invalid("the last message is not of the user, so there is nothing to answer", "messages")
-    return tuple(_with_pictures_first(turn) for turn in turns)
+    return tuple(with_pictures_first(turn) for turn in turns)
 
 
 def _refuse_addresses(message: Any) -> None:
@@ -185,7 +204,7 @@ def _refuse_addresses(message: Any) -> None:
                     " picture itself, data:image/png;base64,...", "messages", "unsupported_image_url")  # fmt: skip
 
 
-def _with_pictures_first(turn: Turn) -> Turn:
+def with_pictures_first(turn: Turn) -> Turn:
     """Pictures that stand before or behind all of the text go in front of it, with a line break between, as in
     `mmexp.chat` and in LLaVA's data; pictures between texts stay where they are."""
     kinds = [isinstance(part, Medium) for part in turn.parts]

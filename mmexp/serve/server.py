@@ -10,7 +10,7 @@ import math
 import signal
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 
@@ -49,26 +49,47 @@ def bind(host: str, port: int) -> socket.socket:
 
 def run(desk: Desk, listener: socket.socket) -> None:
     """Serves until SIGTERM or Ctrl-C; then nothing new is accepted, and what runs is finished."""
-    host, port = listener.getsockname()[:2]
+    if not is_own(listener):
+        log.warning("every machine that reaches %s can use this model, without a key", listener.getsockname()[0])
+    log.info("serving %s at %s/v1 (Ctrl-C ends it)", desk.model, address(listener))
+    listen(build_app(desk), listener, math.ceil(desk.config.timeout_s) + 1)
+    log.info("ending: %d answers in %d batches", desk.batcher.num_answers, desk.batcher.num_batches)
+    desk.close()
+
+
+def listen(app: Any, listener: socket.socket, grace_s: int, lifespan: Literal["on", "off"] = "off") -> None:
+    """Serves an ASGI application until SIGTERM or Ctrl-C.
+
+    Args:
+        app: The application.
+        listener: As `bind` gives it.
+        grace_s: How long what runs then may go on.
+        lifespan: Whether the application has something to do at the start and the end.
+    """
     config = uvicorn.Config(
-        build_app(desk),
+        app,
         http="h11",
         loop="asyncio",
         ws="none",
-        lifespan="off",
+        lifespan=lifespan,
         log_config=None,
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(desk.config.timeout_s) + 1,
+        timeout_graceful_shutdown=grace_s,
     )
-    if not ipaddress.ip_address(host).is_loopback:
-        log.warning("every machine that reaches %s can use this model, without a key", host)
-    shown = f"[{host}]" if ":" in host else host
-    log.info("serving %s at http://%s:%d/v1 (Ctrl-C ends it)", desk.model, shown, port)
     _Server(config).run(sockets=[listener])
-    log.info("ending: %d answers in %d batches", desk.batcher.num_answers, desk.batcher.num_batches)
-    desk.close()
+
+
+def address(listener: socket.socket) -> str:
+    """Where a browser finds it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_own(listener: socket.socket) -> bool:
+    """Whether only this machine reaches it."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 class _Server(uvicorn.Server):

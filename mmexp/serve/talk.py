@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from mmexp.contracts import Item
-from mmexp.llm import Sampling
 from mmexp.serve.batcher import Batcher, Done, Event, Job, Piece
 from mmexp.serve.errors import ApiError
 from mmexp.serve.prompts import PromptMaker
@@ -47,20 +46,14 @@ class Talk:
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._desk.pool, self._desk.prepare, body)
         request, item, max_tokens = await self._in_time(work)
-        sampling = Sampling(
-            max_new_tokens=max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            repetition_penalty=request.repetition_penalty,
-            seed=request.seed if request.temperature > 0 else None,
-        )
         self.num_prompt_tokens = len(item.input_ids)
 
         def hand_over(event: Event) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server was told twice to end
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-        self._job = Job(item=item, sampling=sampling, stops=request.stops, deadline=self.deadline, on_event=hand_over)
+        self._job = Job(item=item, sampling=request.sampling(max_tokens), stops=request.stops, deadline=self.deadline,
+                        on_event=hand_over)  # fmt: skip
         self._desk.batcher.put(self._job)
         return request
 

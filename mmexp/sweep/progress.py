@@ -12,6 +12,7 @@ from typing import Any
 
 _TAIL_BYTES = 16_384
 _MAIN_FIGURES = 8
+_LOSS = "train/loss"
 _ERROR = re.compile(r"^(?:[\w.]*\.)?(\w*(?:Error|Exception|Interrupt|Exit|LostProcess)\b.*)")
 _LONGEST = 300
 
@@ -30,7 +31,7 @@ def pace(run: Path) -> Pace | None:
     record = last_record(run)
     if not record or "step" not in record:
         return None
-    return Pace(int(record["step"]), _manifest(run).get("derived", {}).get("num_steps"), record.get("train/loss"))
+    return Pace(int(record["step"]), _manifest(run).get("derived", {}).get("num_steps"), record.get(_LOSS))
 
 
 def is_finished(run: Path) -> bool:
@@ -39,14 +40,19 @@ def is_finished(run: Path) -> bool:
 
 
 def last_record(run: Path) -> dict[str, float]:
-    """The last whole line of metrics.jsonl; empty when there is none."""
+    """The last whole record of training in metrics.jsonl, with the newest figures of benchmarks where they come after
+    it; empty when there is none."""
+    found: dict[str, float] = {}
     for line in reversed(_tail(run / "metrics.jsonl").splitlines()):
         try:
             record = json.loads(line)
         except ValueError:  # being written, or cut by the beginning of the tail
             continue
-        return record if isinstance(record, dict) else {}
-    return {}
+        if isinstance(record, dict):
+            found = record | found
+            if _LOSS in record:
+                break
+    return found
 
 
 def main_figures(run: Path, metric: str | None) -> dict[str, float]:
@@ -58,8 +64,8 @@ def main_figures(run: Path, metric: str | None) -> dict[str, float]:
             name, value = next(iter(values.items()), ("", None))
             if isinstance(value, int | float) and len(found) < _MAIN_FIGURES:
                 found[f"{split}/{benchmark}/{name}"] = float(value)
-    loss = last_record(run).get("train/loss")
-    return found | ({"train/loss": loss} if loss is not None else {})
+    loss = last_record(run).get(_LOSS)
+    return found | ({_LOSS: loss} if loss is not None else {})
 
 
 def figure(run: Path, metric: str) -> float | None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mmexp.compare import compare, load_folders, page_html
+from mmexp.compare.page_curves import curves_of
 from tests.browser import browser
 from tests.compare.runs import make_run
 
@@ -56,6 +57,24 @@ def test_nothing_is_asked_of_the_network(page: Path) -> None:
     assert not re.findall(r'(?:src|href)="(?!data:)[^"]*"', html)
     assert "@import" not in html
     assert "url(" not in html
+
+
+def test_evaluations_between_steps_are_curves_over_steps_and_time(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run = make_run(tmp_path / f"s{seed}", seed=seed, step_s=0.5)
+        with (run / "metrics.jsonl").open("a") as file:  # steps 15 and 30, of which only the second is one of training
+            for step in (15, 30):
+                figures = {"exact_match": step / 100 + seed / 10, "num_samples": 4, "exact_match/colour": 1.0}
+                named = {f"val/heldout/vqa/{name}": value for name, value in figures.items()}
+                file.write(json.dumps({"step": step, **named, "val/heldout/blind_only/blind": 0.5}) + "\n")
+    comparison = compare(load_folders([str(tmp_path)]))
+    html = page_html(comparison, max_samples=5)
+    shown = re.findall(r"<figure class=\"over-(\w+)\"><figcaption>(.*?)</figcaption>", html)
+    val = "val/heldout/vqa/exact_match"
+    assert shown == [("step", "train/loss"), ("time", "train/loss"), ("step", val), ("time", val)]
+    (group,) = comparison.groups
+    assert [curve.points for curve in curves_of(0, group, "A", val, "step")][-1] == [(15, 0.2), (30, 0.35)]
+    assert [curve.points for curve in curves_of(0, group, "A", val, "time")][-1] == [(7.5, 0.2), (15.0, 0.35)]
 
 
 def test_samples_are_thinned_evenly(tmp_path: Path) -> None:

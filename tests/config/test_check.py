@@ -93,6 +93,8 @@ def test_null_and_none_switch_a_choice_off(off: str) -> None:
         ("connector=none", "encoder"),
         ("connector.depht=3", "connector.depht"),
         ("trainer.max_stesp=3", "trainer.max_stesp"),
+        ("trainer.evaluate_every_n_steps=0", "trainer.evaluate_every_n_steps"),
+        ("trainer.evaluate_samples=-2", "trainer.evaluate_samples"),
         ("evaluation.vqa.bach_size=3", "evaluation.vqa.bach_size"),
         ("evaluation.vqa.splits.heldout_images.prepare.sed=1", "evaluation.vqa.splits.heldout_images.prepare.sed"),
         ("data=llava_json", "data.path"),
@@ -105,6 +107,13 @@ def test_null_and_none_switch_a_choice_off(off: str) -> None:
 )
 def test_one_mistake_is_one_message_with_its_path(override: str, where: str) -> None:
     assert list(mistakes(override)) == [where]
+
+
+def test_evaluations_between_steps_need_a_benchmark() -> None:
+    assert list(mistakes("trainer.evaluate_every_n_steps=5", "evaluation=none")) == ["trainer.evaluate_every_n_steps"]
+    invocation = run("trainer.evaluate_every_n_steps=5")
+    check(invocation.cfg, invocation.registered)
+    check(run("evaluation=none").cfg, invocation.registered)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,11 @@ class Run:
         return _lines(self.path / "metrics.jsonl")
 
     def losses(self) -> list[float]:
-        return [record["train/loss"] for record in self.records()]
+        return [record["train/loss"] for record in self.records() if "train/loss" in record]
+
+    def validations(self) -> list[dict[str, Any]]:
+        """What was found by evaluations between steps."""
+        return [record for record in self.records() if any(name.startswith("val/") for name in record)]
 
     def ids(self) -> list[list[str]]:
         return [line["ids"] for line in _lines(self.path / "data_order.jsonl")]

@@ -106,6 +106,21 @@ def test_finished_run(run: Path) -> None:
     assert not list(run.glob(".*.tmp"))
 
 
+def test_evaluations_between_steps_are_curves(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        for step in (100, 200, 300):
+            figures = {f"val/{split}/refer/{metric}": step / 1000 for split in ("held", EVIL.replace("/", ""))
+                       for metric in ("mean_iou", "num_samples", "blind", "mean_iou/red")}  # fmt: skip
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+        file.write(json.dumps({"step": 300, "val/held/once/score": 1.0}) + "\n")
+    page = Strict(write_report(run).read_text(encoding="utf-8"))
+    assert page.tags.count("figure") == 4
+    text = " ".join(page.text)
+    assert "refer mean_iou, while training" in text
+    assert "step 200: held 0.2, " in text
+    assert "once score" not in text, "one point is no curve"
+
+
 def test_nothing_is_executed_or_fetched(run: Path) -> None:
     html = write_report(run).read_text(encoding="utf-8")
     page = Strict(html)

@@ -21,12 +21,22 @@ from mmexp.contracts import Medium, Sample, Text, Turn
 @contextmanager
 def serving(run: Path | str, log: Path, *settings: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The process and its port, when it listens; it is ended at the end."""
+    with started("mmexp.serve", log, r"serving .* at http://127\.0\.0\.1:(\d+)/v1", f"run={run}", *settings) as found:
+        yield found
+
+
+@contextmanager
+def started(
+    module: str, log: Path, says: str, *settings: str, **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A command that listens: its process, and the port that its log `says`; it is ended at the end."""
     with log.open("w") as out:
-        command = [sys.executable, "-m", "mmexp.serve", f"run={run}", "port=0", *settings]
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env={**os.environ})
+        command = [sys.executable, "-m", module, "port=0", *settings]
+        environment = {**os.environ, **variables}
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
         deadline = time.monotonic() + 120
-        while not (found := re.search(r"serving .* at http://127\.0\.0\.1:(\d+)/v1", log.read_text())):
+        while not (found := re.search(says, log.read_text())):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.1)

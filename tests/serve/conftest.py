@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mmexp.engine import RunDir
+from mmexp.engine import Generator, RunDir
 from mmexp.engine.manifest import sha256
 
 COLOURS = 12
@@ -42,9 +42,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def enlarge(run: RunDir) -> None:
+def enlarge(run: RunDir, seed: int = 3) -> None:
     """Draws the matrices that trained anew, large enough that pictures and words decide what is said."""
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     entries = run.manifest()["weights"]
     for name in (name for entry in entries for name in entry["files"]):
         with safe_open(run.path / name, "pt") as opened:
@@ -65,6 +65,11 @@ def pictures(run: Path) -> list[Path]:
 @pytest.fixture(scope="session")
 def generator(run: Path):
     """The model of the run, to ask it without a server."""
+    return load(run)
+
+
+def load(run: Path) -> Generator:
+    """The model of a run."""
     from mmexp.assemble import experiment_of_run, finished_run
     from mmexp.config import conf_dir, registered_targets
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from mmexp.sweep.plan import Step
-from mmexp.sweep.progress import figure, main_figures
+from mmexp.sweep.progress import figure, main_figures, pace
 from mmexp.sweep.view import View
 from tests.sweep.conftest import Sweep
 
@@ -69,3 +69,16 @@ def test_figures_by_whole_name_and_by_their_end(sweep: Sweep, step: Make) -> Non
     assert main_figures(run, "blind") == {
         "blind": 0.3, "images/vqa/exact_match": 0.9, "combos/vqa/exact_match": 0.8, "train/loss": 0.5,
     }  # fmt: skip
+
+
+def test_figures_of_an_evaluation_between_steps_do_not_hide_the_loss(sweep: Sweep, step: Make) -> None:
+    run = step("", "a").run
+    run.mkdir(parents=True)
+    lines = ['{"step": 8, "train/loss": 0.75}', '{"step": 9, "train/loss": 0.5}', '{"step": 10, "val/x/vqa/em": 0.25}',
+             '{"step": 12, "val/x/vqa/em": 0.5}']  # fmt: skip
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    found = pace(run)
+    assert found is not None
+    assert (found.step, found.loss) == (12, 0.5)
+    assert figure(run, "val/x/vqa/em") == 0.5
+    assert figure(run, "train/loss") == 0.5
