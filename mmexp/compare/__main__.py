@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +28,8 @@ WRITERS: dict[str, Callable[[Comparison, CompareConfig], str]] = {
     ".csv": lambda comparison, _: csv_text(comparison),
 }
 """What is written, by the end of the file's name."""
+_WIDTH = 120
+"""Columns where nobody says how many there are, as in a file or a pipe."""
 
 
 def body(invocation: Invocation) -> None:
@@ -36,7 +40,7 @@ def body(invocation: Invocation) -> None:
     outs = [(Path(name).expanduser(), _writer(name)) for name in cfg.files]
     found = load_tracked(cfg.wandb, cfg.group) if cfg.wandb is not None else load_folders(cfg.places)
     comparison = compare(found, cfg.metric, cfg.baseline)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH)
     console.print(*terminal_tables(comparison), sep="\n")
     for note in comparison.notes:
         console.print(f"note  {note}", markup=False, soft_wrap=True)
