@@ -125,6 +125,7 @@ def test_a_finished_run_is_not_trained_again(folder: Path) -> None:
     assert "other settings of stage" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -182,6 +183,7 @@ def test_a_sigterm_is_not_lost_when_the_stage_finishes_all_the_same() -> None:
             signal.signal(signum, handler)
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_folder_of_transformers(folder: Path) -> None:
     settings = [*TINY, "run_id=one", "trainer.max_steps=1"]
     assert command("mmexp.train", *settings, cwd=folder)[0] == 0

@@ -44,6 +44,7 @@ def test_check_passes_flawless_data_and_names_what_is_broken(folder: Path) -> No
     assert "not a picture" in (folder / "found.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_stats_and_conversions(folder: Path) -> None:
     code, out, err = run("stats", *TINY, cwd=folder)
     assert code == 0, err
@@ -55,6 +56,7 @@ def test_stats_and_conversions(folder: Path) -> None:
     assert code == 0, out + err
 
 
+@pytest.mark.slow
 def test_cache_is_filled_ahead_and_found_again(folder: Path) -> None:
     own = [*TINY, "stage=align", "logger=none", "paths.cache=c"]
     for encoded, there in ((6, 0), (0, 6)):
@@ -70,6 +72,7 @@ def test_cache_is_filled_ahead_and_found_again(folder: Path) -> None:
     assert (code, "is full" in out) == (1, True), out + err
 
 
+@pytest.mark.slow
 def test_fetch_lists_what_a_recipe_needs(tmp_path: Path) -> None:
     code, out, err = run("fetch", "recipe=llava15", "download=false", cwd=tmp_path)
     assert code == 1, err

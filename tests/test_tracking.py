@@ -16,6 +16,8 @@ from mmexp.config import compose
 from mmexp.tracking import short_name
 from tests.engine.offline import OfflineRun
 
+pytestmark = pytest.mark.slow
+
 TINY = ["encoder=tiny", "llm=tiny", "data=llava_json", "data.path=rows.json", "trainer=smoke", "stage.batch_size=2",
         "stage.micro_batch_size=2"]  # fmt: skip
 

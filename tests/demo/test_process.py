@@ -23,6 +23,8 @@ pytest.importorskip("gradio", reason="the extra demo")
 
 SPY = """
 import os, socket
+
+pytestmark = pytest.mark.slow
 def spied(name):
     plain = getattr(socket.socket, name)
     def call(self, address, *rest):

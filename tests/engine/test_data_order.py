@@ -81,6 +81,7 @@ def kill_after(process: subprocess.Popen[str], file: Path, num_lines: int) -> No
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mixing", "homogeneous", "settings"),
     [

@@ -14,6 +14,8 @@ from PIL import Image
 from mmexp.config import InspectConfig, check_own, compose
 from mmexp.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 RUN = "outputs/default/align/one"
 
 

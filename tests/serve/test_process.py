@@ -47,6 +47,7 @@ def test_no_answer_is_lost_or_another_ones(
     assert num_batches < 90, "requests were answered together"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_end_it_finishes_what_runs(run: Path, pictures: list[Path], tmp_path: Path, signum: int) -> None:
     with serving(run, tmp_path / "log", "model=m", "max_batch=1") as (process, port), ThreadPoolExecutor(3) as pool:
@@ -65,6 +66,7 @@ def test_told_to_end_it_finishes_what_runs(run: Path, pictures: list[Path], tmp_
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_frees_its_place(run: Path, pictures: list[Path], tmp_path: Path) -> None:
     with serving(run, tmp_path / "log", "model=m") as (_, port):
         for is_stream in (False, True):
@@ -80,6 +82,7 @@ def test_a_client_that_leaves_frees_its_place(run: Path, pictures: list[Path], t
         assert post(port, {"model": "m", "messages": question("What?", pictures[0])})[0] == 200
 
 
+@pytest.mark.slow
 def test_a_request_that_does_not_arrive_ends(run: Path, tmp_path: Path) -> None:
     with (
         serving(run, tmp_path / "log", "timeout_s=1") as (_, port),
@@ -93,6 +96,7 @@ def test_a_request_that_does_not_arrive_ends(run: Path, tmp_path: Path) -> None:
         assert b"408" in one.recv(4096).split(b"\r\n")[0]
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_one_clear_line(run: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -103,6 +107,7 @@ def test_a_port_in_use_is_one_clear_line(run: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_host_that_is_none_of_this_machine() -> None:
     from mmexp.serve.server import bind
 

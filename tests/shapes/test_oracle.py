@@ -62,6 +62,7 @@ def test_soft_tokens_are_sums_of_words(word_grid: Any) -> None:
     torch.testing.assert_close(soft[0, 7], eye.words.weight[ids[7][ids[7] > 0]].sum(0))
 
 
+@pytest.mark.slow
 def test_the_study_trains(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mmexp.train", "--config-dir", "experiments/oracle", "experiments=shapes_language",
