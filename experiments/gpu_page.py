@@ -70,13 +70,14 @@ def _answers(figures: dict[str, Any], part: str) -> Iterator[str]:
 
 def _runs(figures: dict[str, Any], part: str) -> Iterator[str]:
     yield "## Real commands (`mmexp.train recipe=llava15`), and what `mmexp.doctor` says of them\n"
-    yield "| run | largest memory | the doctor | tokens a second | share of the card's peak |"
-    yield "|---|---|---|---|---|"
+    yield "| run | largest memory | the doctor | seconds of each step | tokens a second | share of the card's peak |"
+    yield "|---|---|---|---|---|---|"
     for name, estimate in figures.get("estimates", {}).items():
         found = figures[part].get(name)
         if found is None:
-            yield f"| {name} | not run | {estimate:.1f} GB | | |"
+            yield f"| {name} | not run | {estimate:.1f} GB | | | |"
             continue
         off = f"{estimate:.1f} GB ({estimate / found['peak_gb'] - 1:+.1%})"
         speed = f"{found['data/tokens_per_s']:,.0f} | {found.get('time/mfu', float('nan')):.0%}"
-        yield f"| {name} | {found['peak_gb']:.1f} GB | {off} | {speed} |"
+        steps = ", ".join(f"{each:.2f}" for each in found.get("steps_s", ()))
+        yield f"| {name} | {found['peak_gb']:.1f} GB | {off} | {steps} | {speed} |"

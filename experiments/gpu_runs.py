@@ -130,6 +130,7 @@ def run(name: str, folder: Path, tiny: bool = False) -> dict[str, Any]:
     return {
         "peak_gb": max(record["memory/peak_gb"] for record in records),
         "losses": [record["train/loss"] for record in records],
+        "steps_s": [record["time/step_s"] for record in records],
         "wall_s": time.perf_counter() - began,
         **mean,
     }

@@ -18,9 +18,11 @@ from mmexp.contracts import Medium, Sample, Text, Turn
 from mmexp.data import LlavaJsonConfig
 from mmexp.engine import Generator, StageJob, TrainerConfig, TrainingModule, fit
 from mmexp.engine.memory import OutOfMemory
+from mmexp.evaluation import VqaConfig
 from mmexp.llm import CausalConfig, Sampling, Seq2SeqConfig, TinyLlmConfig, attention
 from mmexp.model import InputPlan
 from mmexp.objective import Blip2RepresentConfig
+from mmexp.tuning import LoraSettings
 from tests.assets.make_bert import make_tokenizer
 from tests.engine.conftest import StoppedAt
 from tests.objective.blip2_parts import make_batch, make_plan, make_samples
@@ -39,7 +41,7 @@ CONNECTORS = {
 def losses(job: StageJob) -> list[float]:
     fit(job, lambda table: None)
     lines = (job.run.path / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["train/loss"] for line in lines]
+    return [row["train/loss"] for row in map(json.loads, lines) if "train/loss" in row]
 
 
 def trainer(accelerator: str = GPU, **settings: Any) -> TrainerConfig:
@@ -116,8 +118,10 @@ def test_recomputed_blocks_change_no_loss(make_job: Make) -> None:
     assert losses(make_job("recomputed", trainer=recomputed)) == pytest.approx(plain, rel=1e-2)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp", "deepspeed_stage_2", "deepspeed_stage_3"])
 def test_a_strategy_on_one_gpu_is_one_gpu(make_job: Make, strategy: str) -> None:
+    if strategy.startswith("deepspeed"):
+        pytest.importorskip("deepspeed", reason="the extra `deepspeed`")
     plain = losses(make_job("plain", trainer=trainer(precision="bf16-mixed")))
     own = losses(make_job(strategy, trainer=trainer(precision="bf16-mixed", strategy=strategy)))
     assert own == pytest.approx(plain, rel=0.05)
@@ -174,6 +178,37 @@ def test_answers_are_those_of_the_cpu(make_job: Make, tmp_path: Path) -> None:
     assert [Generator(model, plan).predict([one], sampling)[0] for one in asked] == expected
     drawn = Sampling(max_new_tokens=12, temperature=1.0, seed=3)
     assert Generator(model, plan).predict(asked, drawn) == Generator(model, plan).predict(asked, drawn)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_candidates_have_the_chances_that_the_cpu_gives(make_job: Make, tmp_path: Path, precision: str) -> None:
+    plan = make_job("unused").plan
+    torch.manual_seed(0)
+    model = plan.build().eval()
+    asked, candidates = questions(tmp_path), [["a star", "a cross", "a"]] * 5
+    expected = [[each.log_prob for each in row] for row in Generator(model, plan).score(asked, candidates)]
+    model.cuda()
+    with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        found = [[each.log_prob for each in row] for row in Generator(model, plan).score(asked, candidates)]
+    for mine, cpu in zip(found, expected, strict=True):
+        assert mine == pytest.approx(cpu, rel=1e-4 if precision == "32-true" else 0.02)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_evaluating_meanwhile_changes_no_loss(
+    make_job: Make, rows: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    heldout = VqaConfig(splits={"heldout": LlavaJsonConfig(path=str(rows))}, batch_size=2, max_new_tokens=4)
+    own = {"benchmarks": {"vqa": heldout}, "lora": LoraSettings(rank=2, alpha=4, dropout=0.5),
+           "policy": {"encoder": "frozen", "connector": "full", "llm": "lora"}}  # fmt: skip
+    plain = losses(make_job("plain", trainer=trainer(precision=precision), **own))
+    watched = make_job(
+        "watched", trainer=trainer(precision=precision, evaluate_every_n_steps=2, evaluate_samples=5), **own
+    )
+    assert losses(watched) == pytest.approx(plain, rel=1e-5 if precision == "32-true" else 1e-3)
+    lines = [json.loads(line) for line in (watched.run.path / "metrics.jsonl").read_text().splitlines()]
+    assert sum("val/heldout/vqa/exact_match" in line for line in lines) == 2
 
 
 def test_an_encoder_decoder_learns_what_the_cpu_learns(make_job: Make, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from bitsandbytes.nn import Linear8bitLt
 
 from mmexp.errors import ConfigError
 from mmexp.llm import CausalConfig, Seq2SeqConfig, TinyLlmConfig, num_weights, quantize_llm
@@ -16,7 +19,7 @@ from mmexp.llm.quantize import require_library
 
 CPU = torch.device("cpu")
 IDS = torch.arange(4, 16)[None]
-LAYERS = {"int8": "Linear8bitLt", "nf4": "Linear4bit"}
+LAYERS = {"int8": "FrozenLinear8bitLt", "nf4": "Linear4bit"}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,25 @@ def test_an_encoder_decoder_keeps_what_transformers_keeps(tmp_path: Path, storag
     assert type(layer.wi_0).__name__ == LAYERS[storage]
     assert type(layer.wo) is torch.nn.Linear
     assert llm.model(input_ids=IDS, decoder_input_ids=IDS).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_int8_layer_keeps_no_input_and_has_the_same_gradient(opt: Path, dtype: torch.dtype) -> None:
+    llm = CausalConfig(path=str(opt)).build().to(dtype).eval().requires_grad_(False)
+    quantize_llm(llm, "int8", CPU)
+    own = llm.model.model.decoder.layers[0].fc1
+    plain = copy.deepcopy(own)
+    plain.__class__ = Linear8bitLt
+    x = torch.randn(3, 5, 64, dtype=dtype)
+    found = {}
+    for name, layer in (("own", own), ("plain", plain)):
+        leaf = x.clone().requires_grad_()
+        out = layer(leaf * 2)
+        kept = [each for each in gc.get_objects() if isinstance(each, torch.Tensor) and each.numel() == x.numel()]
+        found[name] = (len(kept), out.detach(), *torch.autograd.grad(out.square().sum(), leaf))
+    assert found["own"][0] < found["plain"][0]
+    for mine, theirs in zip(found["own"][1:], found["plain"][1:], strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_what_differs_from_the_base_is_kept_in_full_precision(opt: Path) -> None:
