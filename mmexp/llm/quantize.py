@@ -99,13 +99,13 @@ def _fill(layer: Any, plain: nn.Linear, device: torch.device) -> None:
 def _frozen_int8() -> Any:
     """The library's int8 layer, which keeps its input until backward although a frozen weight needs none: 1.5 MB a
     token of a 7B LLM, and out of reach of recomputation. This one keeps the shape."""
-    from bitsandbytes.nn import Linear8bitLt
+    from bitsandbytes.nn.modules import Linear8bitLt
 
     class FrozenLinear8bitLt(Linear8bitLt):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if not (torch.is_grad_enabled() and x.requires_grad):
                 return super().forward(x)
-            return _FrozenProduct.apply(x, super().forward, self.state)  # type: ignore[return-value]
+            return _FrozenProduct.apply(x, super().forward, self.state)
 
     return FrozenLinear8bitLt
 
