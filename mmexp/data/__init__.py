@@ -35,6 +35,7 @@ from mmexp.data.rewrite import LocalRewriterConfig
 
 if TYPE_CHECKING:
     from mmexp.data.check import PreflightReport, preflight, require_trainable
+    from mmexp.data.check_kept import checked
     from mmexp.data.collate import Collator
     from mmexp.data.datamodule import MultimodalDataModule
     from mmexp.data.dataset import DropCounts, Dropped, TrainingData, fingerprint
@@ -52,6 +53,7 @@ _HOMES = {
     "RunSampler": "sampler",
     "TrainingData": "dataset",
     "build_order": "run_order",
+    "checked": "check_kept",
     "fingerprint": "dataset",
     "preflight": "check",
     "require_trainable": "check",
@@ -92,6 +94,7 @@ __all__ = [
     "TrainingData",
     "VqaV2Config",
     "build_order",
+    "checked",
     "fingerprint",
     "preflight",
     "require_trainable",

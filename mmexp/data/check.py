@@ -35,8 +35,8 @@ class PreflightReport:
     """Rows of the data set."""
     num_tokenised: int = 0
     """Rows that were tokenised, spread evenly."""
-    num_files: int = 0
-    """Media files whose existence was checked."""
+    files: dict[str, None] = field(default_factory=dict)
+    """Paths of the media files that were looked at, each once."""
     supervised: list[int] = field(default_factory=list)
     """Supervised tokens of each tokenised row."""
     lengths: list[int] = field(default_factory=list)
@@ -142,7 +142,8 @@ def _has_bad_media(sample: Sample, report: PreflightReport) -> bool:
     """Reads the header of every medium; the first one that is bad goes into the report."""
     report.num_looked += 1
     for medium in (medium for turn in sample.turns for medium in turn.media):
-        report.num_files += isinstance(medium.source, (str, os.PathLike))
+        if isinstance(medium.source, (str, os.PathLike)):
+            report.files[os.fspath(medium.source)] = None
         try:
             if medium.modality in SIZES:
                 SIZES[medium.modality](medium.source, describe(sample))

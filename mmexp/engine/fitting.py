@@ -14,7 +14,7 @@ from mmexp.data import (
     OrderSettings,
     RunOrder,
     build_order,
-    preflight,
+    checked,
     require_trainable,
 )
 from mmexp.engine import checkpoint
@@ -127,7 +127,7 @@ def _finish(job: StageJob, module: TrainingModule, datamodule: MultimodalDataMod
 def _checked_data(job: StageJob, bad_samples: BadSamples) -> Dataset:
     """The data, after a look at it."""
     dataset = job.data.build()
-    report = preflight(dataset, job.plan.processor, max_rows=job.check_rows)
+    report = checked(dataset, job.plan.processor, job.check_rows, job.cache / "checks" if job.cache else None)
     if is_main():
         bad_samples.add(report.bad_media)
     require_trainable(report, job.bad_media_cap)

@@ -66,7 +66,7 @@ def test_row_without_answer_and_missing_file_are_found_beyond_the_tokenised_ones
     report = preflight(data, make_processor(), max_rows=1)
     with pytest.raises(DataError, match="'r7': a conversation without an answer"):
         require_trainable(report)
-    assert report.num_files == 9
+    assert len(report.files) == 9
     report.errors.clear()
     with pytest.raises(DataError, match=r"1 of 9 samples .*\n.*'r9', .*9.png: .*No such file") as error:
         require_trainable(report)
