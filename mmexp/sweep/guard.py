@@ -14,25 +14,36 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Protocol
 
 GRACE_S = 60.0
 """How long a job may save itself after its sweep is gone."""
 _LEFT_GRACE_S = 2.0
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def main(pipe: int, command: list[str]) -> int:
-    """Exit code of the command; 128 + the number of a signal that ended it."""
+class Job(Protocol):
+    """What a guard needs of a Popen."""
+
+    def wait(self) -> int: ...
+    def send_signal(self, sig: int, /) -> None: ...
+    def terminate(self) -> None: ...
+
+
+def main(pipe: int, start: Callable[[], Job]) -> int:
+    """Exit code of a job that `start` starts; 128 + the number of a signal that ended it."""
     pending: list[int] = []
-    for signum in _FORWARDED:  # before there is a job to send them to
+    for signum in FORWARDED:  # before there is a job to send them to
         signal.signal(signum, lambda number, frame: pending.append(number))
-    job = subprocess.Popen(command)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+    job = start()
 
     def forward(signum: int, frame: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             job.send_signal(signum)
 
-    for signum in _FORWARDED:
+    for signum in FORWARDED:
         signal.signal(signum, forward)
     for signum in pending:
         forward(signum, None)
@@ -42,7 +53,7 @@ def main(pipe: int, command: list[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _end_with_sweep(pipe: int, job: subprocess.Popen[bytes]) -> None:
+def _end_with_sweep(pipe: int, job: Job) -> None:
     while os.read(pipe, 64):
         pass
     job.terminate()
@@ -82,4 +93,4 @@ def _is_ours(pid: str) -> bool:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(int(sys.argv[1]), sys.argv[2:]))
+    raise SystemExit(main(int(sys.argv[1]), lambda: subprocess.Popen(sys.argv[2:])))

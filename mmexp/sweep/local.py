@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from mmexp.sweep.process import ORDERLY, STOP, Guarded, start
 from mmexp.sweep.progress import is_finished, main_figures, reason
 from mmexp.sweep.record import Job, Status, SweepRecord
 from mmexp.sweep.view import View
+from mmexp.sweep.warm import WarmServer
 
 _POLL_S = 0.05
 
@@ -40,17 +42,27 @@ class LocalScheduler:
         gpus: What can be shared out among them.
         metric: What jobs are judged by.
         lock: Is inherited by the guards, so that nobody works on this sweep while a job is left.
+        warm: Whether jobs are forked from a process that has imported everything, where they can.
     """
 
     def __init__(
-        self, record: SweepRecord, view: View, n_jobs: int, gpus: list[str], metric: str | None, lock: IO[str]
+        self,
+        record: SweepRecord,
+        view: View,
+        n_jobs: int,
+        gpus: list[str],
+        metric: str | None,
+        lock: IO[str],
+        warm: bool = False,
     ) -> None:
         self.record, self.view, self.n_jobs, self.metric, self.lock = record, view, n_jobs, metric, lock
+        self.warm = warm and sys.platform == "linux"
         self.stopped_by = 0
         """Number of the signal that ended the sweep; 0 for none."""
         self._kill = False
         self.free = list(gpus)
         """GPUs that no job has."""
+        self._server: WarmServer | None = None
         self._running: list[_Running] = []
         self._ended: dict[Path, tuple[Status, Job]] = {}
 
@@ -112,10 +124,22 @@ class LocalScheduler:
         count = step.devices if step.is_on_gpu and self.n_jobs > 1 else 0
         gpus, self.free = self.free[:count], self.free[count:]
         environment = job_environment(step, self.n_jobs, gpus, os.environ)
-        process = start(step.command, self.record.log(job), environment, kept=(self.lock.fileno(),))
+        server = self._server_for(step)
+        process = start(step.command, self.record.log(job), environment, kept=(self.lock.fileno(),), server=server)
         self._running.append(_Running(job, step, process, time.monotonic(), gpus))
         job.status, job.exit_code, job.reason = "running", None, None
         self._changed(job, step.stage if job.stages else "")
+
+    def _server_for(self, step: Step) -> WarmServer | None:
+        if not self.warm or step.is_on_gpu or step.devices > 1 or step.command[1] != "-m":
+            return None
+        self._server = self._server or WarmServer()
+        return self._server
+
+    def close(self) -> None:
+        """No more jobs."""
+        if self._server:
+            self._server.close()
 
     def _reap(self) -> None:
         for run in list(self._running):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmexp.sweep import guard
+from mmexp.sweep.warm import Forked, WarmServer
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What a sweep stops for, and hands on to its jobs."""
@@ -23,7 +24,7 @@ ORDERLY = frozenset(128 + signum for signum in STOP)
 class Guarded:
     """A command with everything that it starts; it ends when this process does, however that ends."""
 
-    guard: subprocess.Popen[bytes]
+    guard: subprocess.Popen[bytes] | Forked
     pipe: int
     """The guard ends the command when this is closed."""
     log_begin: int
@@ -56,7 +57,12 @@ class Guarded:
 
 
 def start(
-    command: Sequence[str], log: Path, environment: Mapping[str, str], kept: Sequence[int] = (), cwd: str | None = None
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    kept: Sequence[int] = (),
+    cwd: str | None = None,
+    server: WarmServer | None = None,
 ) -> Guarded:
     """Starts a command in a session of its own.
 
@@ -66,20 +72,24 @@ def start(
         environment: All of it.
         kept: Files that stay open for as long as it runs.
         cwd: Working directory; None takes that of this process.
+        server: Forks it where it can; None starts a new interpreter.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()
     with log.open("ab") as output:
         begin = output.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", guard.__file__, str(reading), *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=dict(environment),
-            cwd=cwd,
-            start_new_session=True,
-            pass_fds=(reading, *kept),
-        )
+        files = (reading, *kept)
+        process = server.start(command, environment, cwd, output.fileno(), files) if server else None
+        if process is None:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", guard.__file__, str(reading), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                cwd=cwd,
+                start_new_session=True,
+                pass_fds=files,
+            )
     os.close(reading)
     return Guarded(process, writing, begin)

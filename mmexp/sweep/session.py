@@ -99,7 +99,9 @@ class Session:
             self._executor: LocalScheduler | Submitted
             if self.setup.is_local:
                 gpus = self._gpus or []
-                self._executor = LocalScheduler(self.record, view, settings.n_jobs, gpus, settings.metric, held)
+                self._executor = LocalScheduler(
+                    self.record, view, settings.n_jobs, gpus, settings.metric, held, settings.warm_start
+                )
             else:
                 self._executor = Submitted(self.asked, self.record, view, settings.metric)
             self._view: View = view
@@ -109,6 +111,9 @@ class Session:
                 self.record.status = "failed"
                 self.record.save()
                 raise
+            finally:
+                if isinstance(self._executor, LocalScheduler):
+                    self._executor.close()
 
     def run(self, jobs: Sequence[Job], plans: dict[int, list[Step]]) -> None:
         """Runs those that have a plan."""

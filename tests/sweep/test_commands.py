@@ -162,6 +162,22 @@ def test_stages_are_shared_where_all_that_decides_them_is_equal(folder: Path) ->
     assert again == plain
 
 
+@pytest.mark.slow
+def test_a_forked_job_trains_what_a_new_interpreter_trains(folder: Path) -> None:
+    grid = ["-m", *TINY, "seed=1,2", "stage=align", "trainer.max_steps=3", "trainer.log_every_n_steps=1"]
+    losses = []
+    for warm in ("true", "false"):
+        code, _, err = command("mmexp.train", *grid, f"sweep.warm_start={warm}", f"sweep.dir=sweeps/{warm}", cwd=folder)
+        assert code == 0, err
+        jobs = json.loads((folder / "sweeps" / warm / "sweep.json").read_text())["jobs"]
+        lines = [(folder / job["run"] / "metrics.jsonl").read_text().splitlines() for job in jobs]
+        losses.append([[json.loads(line)["train/loss"] for line in each] for each in lines])
+        log = (folder / "sweeps" / warm / "jobs" / "0.log").read_bytes()
+        assert b"\x1b[" not in log, "no colours in a file"
+    assert losses[0] == losses[1]
+    assert [len(each) for each in losses[0]] == [3, 3]
+
+
 def plan_programs(overrides: Sequence[str], config_dir: str | None, run_id: str) -> list[Step]:
     """Seed 2 fails until there is a file called `mended`; the others do nothing."""
     fails = "seed=2" in overrides and not Path("mended").exists()
