@@ -76,9 +76,11 @@ class CausalLlm(nn.Module):
                 where="llm.path",
             )
         from mmexp.llm.last_layer import prune_last_layer
+        from mmexp.llm.lean import keep_less
 
         self.model = model
         self._prunes = prune_last_layer(model.get_decoder())
+        keep_less(model)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(input_ids)

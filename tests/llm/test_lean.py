@@ -1,0 +1,103 @@
+"""Norms and gated MLPs with a backward pass of their own, beside transformers' own code."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from mmexp.llm.causal import empty_llm
+from mmexp.llm.lean import keep_less
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "vocab_size": 64, "pad_token_id": 0}  # fmt: skip
+FAMILIES = {
+    "llama": transformers.LlamaConfig,
+    "mistral": transformers.MistralConfig,
+    "qwen2": transformers.Qwen2Config,
+    "qwen3": transformers.Qwen3Config,
+    "granite": transformers.GraniteConfig,
+}
+IDS = torch.randint(1, 64, (2, 11), generator=torch.Generator().manual_seed(0))
+
+
+def pair(family: str, **changes: Any) -> tuple[Any, Any]:
+    """transformers' model, and the same with lean modules."""
+    torch.manual_seed(0)
+    head_dim = {"head_dim": 8} if family == "qwen3" else {}
+    plain: Any = transformers.AutoModelForCausalLM.from_config(FAMILIES[family](**SHAPE, **head_dim, **changes))
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    lean = copy.deepcopy(plain)
+    assert keep_less(lean) == sum(type(each).__name__.endswith(("RMSNorm", "MLP")) for each in plain.modules())
+    return plain, lean
+
+
+def gradients(model: Any, low: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+    """Logits, the gradient of every weight, and the bytes kept for the backward pass besides weights."""
+    kept: dict[int, int] = {}
+    weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=low), torch.autograd.graph.saved_tensors_hooks(keep, keep):
+        logits = model(input_ids=IDS, use_cache=False).logits
+        loss = logits.float().log_softmax(-1)[..., 3].sum()
+    total = sum(kept.values())
+    loss.backward()
+    return logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, total
+
+
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_outputs_are_equal_and_gradients_up_to_rounding(family: str, low: bool) -> None:
+    (logits, theirs, much), (own, ours, little) = (gradients(model, low) for model in pair(family))
+    assert torch.equal(own, logits)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        close = 3e-2 if low else 2e-5
+        torch.testing.assert_close(ours[name], gradient, rtol=close, atol=close * float(gradient.abs().max()))
+    assert little < 0.9 * much
+
+
+@pytest.mark.parametrize("trained", ["layers.0.mlp.up_proj", "layers.1.post_attention_layernorm", "embed_tokens"])
+def test_a_part_that_is_frozen_gets_none(trained: str) -> None:
+    found = []
+    for model in pair("llama"):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained in name)
+        found.append(gradients(model, low=False)[1])
+    assert found[0].keys() == found[1].keys() == {f"model.{trained}.weight"}
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=2e-5, atol=2e-5 * float(gradient.abs().max()))
+
+
+def test_in_double_precision_a_gated_mlp_has_the_exact_derivative() -> None:
+    _, lean = pair("llama")
+    x = torch.randn(3, 32, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lean.double().model.layers[0].mlp, (x,))
+
+
+def test_what_is_not_llamas_code_stays() -> None:
+    gemma = transformers.GemmaConfig(**{**SHAPE, "head_dim": 8})
+    assert keep_less(transformers.AutoModelForCausalLM.from_config(gemma)) == 0
+    gelu = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SHAPE, hidden_act="gelu"))
+    assert keep_less(gelu) == 5, "norms alone"
+    assert keep_less(gelu) == 0, "once is enough"
+
+
+def test_every_llm_gets_them_and_keeps_the_names_of_its_weights() -> None:
+    plain, _ = pair("llama")
+    own = empty_llm(plain.config).model
+    assert keep_less(own) == 0
+    assert own.state_dict().keys() == plain.state_dict().keys()
+    assert isinstance(own.model.norm, type(plain.model.norm))
+    assert repr(own.model.norm) == repr(plain.model.norm)
