@@ -1,55 +1,43 @@
 """Norms and gated MLPs that keep less for the backward pass: same outputs to the bit, gradients equal up to rounding.
 
 Written out in single operations, as transformers does it, RMSNorm keeps its input twice in another precision, and a
-gated MLP its gate before and after the activation. Modules whose code is Llama's, instruction by instruction (Mistral,
-Qwen, Granite and others are copies of it), get a class that adds a backward pass of its own; weights, names and hooks
-stay.
+gated MLP its gate before and after the activation. Known modules get a class that adds a backward pass of its own;
+weights, names and hooks stay.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 
 
 def keep_less(model: nn.Module) -> int:
-    """Changes every module that is known, in place; their number."""
+    """Changes every module of a known class, in place; their number."""
     count = 0
     for module in model.modules():
-        if (lean := _lean(type(module))) and lean.is_for(module):
+        if (lean := _KNOWN.get(type(module))) and _is_silu(module):
             module.__class__ = lean
             count += 1
     return count
 
 
-@cache
-def _lean(kind: type) -> Any:
-    """The class for modules of `kind`; None where its code is not known."""
-    for known, ours in ((LlamaRMSNorm, _LeanNorm), (LlamaMLP, _LeanMlp)):
-        if not issubclass(kind, ours) and _same_code(kind, known):
-            return type(kind.__name__, (ours, kind), {})
-    return None
-
-
-def _same_code(one: type, other: type) -> bool:
-    codes = [getattr(kind.forward, "__code__", None) for kind in (one, other)]
-    return None not in codes and len({(code.co_code, code.co_names, code.co_consts) for code in codes if code}) == 1
+def _is_silu(module: nn.Module) -> bool:
+    """True for a norm, which has no activation, too."""
+    activation = getattr(module, "act_fn", None)
+    return activation is None or type(activation).__name__ in ("SiLU", "SiLUActivation")
 
 
 class _LeanNorm(nn.Module):
-    """Mixed into a copy of LlamaRMSNorm."""
+    """Goes before LlamaRMSNorm and its copies."""
 
     weight: nn.Parameter
     variance_epsilon: float
-
-    @staticmethod
-    def is_for(module: nn.Module) -> bool:
-        return True
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
@@ -58,15 +46,11 @@ class _LeanNorm(nn.Module):
 
 
 class _LeanMlp(nn.Module):
-    """Mixed into a copy of LlamaMLP."""
+    """Goes before LlamaMLP and its copies."""
 
     gate_proj: nn.Module
     up_proj: nn.Module
     down_proj: nn.Module
-
-    @staticmethod
-    def is_for(module: nn.Module) -> bool:
-        return isinstance(module.act_fn, nn.SiLU) or type(module.act_fn).__name__ == "SiLUActivation"
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
@@ -111,3 +95,31 @@ class _Gated(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         d_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
         return d_gate, functional.silu(gate).mul_(grads[0])
+
+
+class _LlamaRMSNorm(_LeanNorm, LlamaRMSNorm): ...
+
+
+class _MistralRMSNorm(_LeanNorm, MistralRMSNorm): ...
+
+
+class _Qwen2RMSNorm(_LeanNorm, Qwen2RMSNorm): ...
+
+
+class _LlamaMLP(_LeanMlp, LlamaMLP): ...
+
+
+class _MistralMLP(_LeanMlp, MistralMLP): ...
+
+
+class _Qwen2MLP(_LeanMlp, Qwen2MLP): ...
+
+
+_KNOWN: dict[type, type] = {
+    LlamaRMSNorm: _LlamaRMSNorm,
+    MistralRMSNorm: _MistralRMSNorm,
+    Qwen2RMSNorm: _Qwen2RMSNorm,
+    LlamaMLP: _LlamaMLP,
+    MistralMLP: _MistralMLP,
+    Qwen2MLP: _Qwen2MLP,
+}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -92,37 +91,6 @@ def _fill(layer: Any, plain: nn.Linear, device: torch.device) -> None:
     layer.bias = plain.bias
     layer.train(plain.training)
     if kind.__name__ == "Int8Params":
-        layer.__class__ = _frozen_int8()  # peft lays its adapter on it as on the library's own
+        from mmexp.llm.int8 import FrozenLinear8bitLt
 
-
-@lru_cache(1)
-def _frozen_int8() -> Any:
-    """The library's int8 layer, which keeps its input until backward although a frozen weight needs none: 1.5 MB a
-    token of a 7B LLM, and out of reach of recomputation. This one keeps the shape."""
-    from bitsandbytes.nn.modules import Linear8bitLt
-
-    class FrozenLinear8bitLt(Linear8bitLt):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if not (torch.is_grad_enabled() and x.requires_grad):
-                return super().forward(x)
-            return _FrozenProduct.apply(x, super().forward, self.state)
-
-    return FrozenLinear8bitLt
-
-
-class _FrozenProduct(torch.autograd.Function):
-    """A product with a frozen int8 weight, whose gradient is that of the weight as it is stored.
-
-    Source: Dettmers et al. 2022, LLM.int8(), section 2 (a row's scale is its largest value, 127 stands for it).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, product: Any, state: Any) -> torch.Tensor:
-        ctx.state, ctx.dtype = state, x.dtype
-        return product(x)  # in here autograd records nothing
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        state = ctx.state
-        weight = state.CB.to(ctx.dtype).mul_(state.SCB[:, None] * (1 / 127))
-        return grads[0].to(ctx.dtype) @ weight, None, None
+        layer.__class__ = FrozenLinear8bitLt  # peft lays its adapter on it as on the library's own

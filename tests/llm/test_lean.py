@@ -19,8 +19,6 @@ FAMILIES = {
     "llama": transformers.LlamaConfig,
     "mistral": transformers.MistralConfig,
     "qwen2": transformers.Qwen2Config,
-    "qwen3": transformers.Qwen3Config,
-    "granite": transformers.GraniteConfig,
 }
 IDS = torch.randint(1, 64, (2, 11), generator=torch.Generator().manual_seed(0))
 
@@ -28,8 +26,7 @@ IDS = torch.randint(1, 64, (2, 11), generator=torch.Generator().manual_seed(0))
 def pair(family: str, **changes: Any) -> tuple[Any, Any]:
     """transformers' model, and the same with lean modules."""
     torch.manual_seed(0)
-    head_dim = {"head_dim": 8} if family == "qwen3" else {}
-    plain: Any = transformers.AutoModelForCausalLM.from_config(FAMILIES[family](**SHAPE, **head_dim, **changes))
+    plain: Any = transformers.AutoModelForCausalLM.from_config(FAMILIES[family](**SHAPE, **changes))
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.3)
     lean = copy.deepcopy(plain)
@@ -86,7 +83,7 @@ def test_in_double_precision_a_gated_mlp_has_the_exact_derivative() -> None:
     assert torch.autograd.gradcheck(lean.double().model.layers[0].mlp, (x,))
 
 
-def test_what_is_not_llamas_code_stays() -> None:
+def test_other_classes_and_activations_stay() -> None:
     gemma = transformers.GemmaConfig(**{**SHAPE, "head_dim": 8})
     assert keep_less(transformers.AutoModelForCausalLM.from_config(gemma)) == 0
     gelu = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SHAPE, hidden_act="gelu"))
@@ -100,4 +97,3 @@ def test_every_llm_gets_them_and_keeps_the_names_of_its_weights() -> None:
     assert keep_less(own) == 0
     assert own.state_dict().keys() == plain.state_dict().keys()
     assert isinstance(own.model.norm, type(plain.model.norm))
-    assert repr(own.model.norm) == repr(plain.model.norm)
