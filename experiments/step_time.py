@@ -13,6 +13,8 @@ product of 1024 x 1024 matrices in the same round. Memory is VmHWM of the second
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -154,13 +156,17 @@ def _status(name: str) -> float:
     return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
-def memory_of(name: str, shape_name: str, stage: int, low: bool) -> float:
-    """MB of the second step of one variant in this process."""
+def memory_of(name: str, shape_name: str, stage: int, low: bool, what: str) -> float:
+    """MB of the second step of one variant in this process: the most (`peak`), or what stands before it (`before`)."""
     shape = SHAPES[shape_name]
     model = build_theirs(shape) if name == THEIRS else build_ours(shape)
     freeze(model, stage)
     step = Step(model, make_loss(name, model, shape, make_items(shape, stage, BATCH[stage]), low))
     step()
+    if what == "before":  # libraries, weights, optimizer; freed blocks go back to the system first
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        return _status("VmRSS")
     return peak_of(step)
 
 
@@ -193,7 +199,7 @@ def measure(kind: str, *arguments: str) -> float:
     if kind == "head":
         return head_memory(arguments[0])
     name, shape, stage, low = arguments
-    return memory_of(name, shape, int(stage), low == "True")
+    return memory_of(name, shape, int(stage), low == "True", kind)
 
 
 def growth(rounds: int) -> dict[str, Any]:
@@ -237,7 +243,8 @@ def main() -> None:
     for case in options.cases or [*TIMED, "memory", "head", "growth"]:
         if case == "memory":
             figures[case] = {
-                each: {name: apart("step", name, *found[:3]) for name in (THEIRS, OURS)}
+                each: {name: apart("peak", name, *found[:3]) for name in (THEIRS, OURS)}
+                | {"before": apart("before", OURS, *found[:3])}
                 for each, found in TIMED.items()
                 if found.texts == 1
             }
