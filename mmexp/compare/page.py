@@ -155,6 +155,7 @@ def _costs(comparison: Comparison, letters: Mapping[str, str]) -> str:
         + "</tr>"
         for at, row in enumerate(rows.body)
     ]
+    note = '<p class="legend">Training, tokens and samples count the stages that a run started from.</p>'
     charts = "".join(_pareto(comparison, letters))
     if charts:
         better = "Higher is better." if sign(comparison.main) > 0 else "Lower is better."
@@ -163,7 +164,7 @@ def _costs(comparison: Comparison, letters: Mapping[str, str]) -> str:
             '<p class="legend">Full points are on the Pareto front: no other group is cheaper and at least as good. '
             f"{better}</p>"
         )
-    return scrolling(heads, body) + charts
+    return scrolling(heads, body) + note + charts
 
 
 def _pareto(comparison: Comparison, letters: Mapping[str, str]) -> Iterator[str]:

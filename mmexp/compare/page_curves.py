@@ -10,8 +10,8 @@ from statistics import fmean
 from mmexp.compare.charts import Curve, curve_chart
 from mmexp.compare.comparison import Comparison
 from mmexp.compare.groups import Group
-from mmexp.compare.record import Record, time_of_steps
-from mmexp.page import is_validation_curve
+from mmexp.compare.record import Record
+from mmexp.page import is_validation_curve, time_of_steps
 from mmexp.page.curves import Points, line_key, running_mean, thin
 
 _SMOOTHED = 20

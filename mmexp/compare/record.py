@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmexp.compare.settings import Settings, read_config, seed_of, settings_of
-from mmexp.page import BASELINES, Results, Run, Series, load_run, primary_metric
+from mmexp.page import BASELINES, Results, Run, Series, load_run, primary_metric, spent, total_of
 
 LAST_LOSS = "train/loss"
 _BASELINES = (*BASELINES, "chance", "num_samples")
@@ -23,7 +23,10 @@ class BrokenRunError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a run took. From the training log alone, so that it is the same from every source; None: not logged."""
+    """What a run took. From the training log alone, so that it is the same from every source; None: not logged.
+
+    Seconds, tokens and samples are those of the stages before it too, which a run notes when it starts from them.
+    """
 
     train_s: float | None
     """Seconds of training steps."""
@@ -185,37 +188,17 @@ def _by_sample(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Mappi
 
 
 def _cost(series: Series, derived: Any) -> Cost:
-    seconds = time_of_steps(series)
-    media = _summed(series, "data/media_per_s")
-    soft = derived.get("soft_tokens") if isinstance(derived, Mapping) else None
+    facts = derived if isinstance(derived, Mapping) else {}
+    own, before, soft = spent(series), facts.get("before"), facts.get("soft_tokens")
+    earlier = before if isinstance(before, Mapping) else {}
+    media = total_of(series, "data/media_per_s")
     per_image = soft.get("image") if isinstance(soft, Mapping) else None
-    total = list(seconds.values())[-1] if seconds else None
+    with_before = {name: value + float(earlier.get(name) or 0.0) for name, value in own.items()}
     return Cost(
-        train_s=total,
-        tokens=_summed(series, "data/tokens_per_s"),
-        samples=_summed(series, "data/samples_per_s"),
-        images_per_s=media / total if media is not None and total else None,
+        train_s=with_before.get("train_s"),
+        tokens=with_before.get("tokens"),
+        samples=with_before.get("samples"),
+        images_per_s=media / own["train_s"] if media is not None and own.get("train_s") else None,
         peak_memory_gb=max((value for _, value in series.get("memory/peak_gb", [])), default=None),
         tokens_per_image=float(per_image) if isinstance(per_image, int | float) else None,
     )
-
-
-def time_of_steps(series: Series) -> dict[int, float]:
-    """Step to the seconds of training up to it; pauses between two starts of a run do not count."""
-    seconds, before, total = {}, 0, 0.0
-    for step, mean in series.get("time/step_s", []):
-        total += mean * (step - before)
-        before = step
-        seconds[step] = total
-    return seconds
-
-
-def _summed(series: Series, rate: str) -> float | None:
-    """The total of something that was logged per second."""
-    if not series.get(rate) or not series.get("time/step_s"):
-        return None
-    rates, before, total = dict(series[rate]), 0, 0.0
-    for step, mean in series["time/step_s"]:
-        total += rates.get(step, 0.0) * mean * (step - before)
-        before = step
-    return total

@@ -23,6 +23,7 @@ from mmexp.engine.callbacks import Checkpoints, MetricsLog
 from mmexp.engine.chain import save_weights
 from mmexp.engine.features import FeatureCache
 from mmexp.engine.heartbeat import Heartbeat, lost_process
+from mmexp.engine.manifest import RunDir
 from mmexp.engine.memory import is_out_of_memory, out_of_memory
 from mmexp.engine.module import TrainingModule
 from mmexp.engine.moved import MovedCheck
@@ -35,6 +36,7 @@ from mmexp.engine.record import ResumeRecord
 from mmexp.engine.signals import Interrupted, requeue
 from mmexp.engine.strategy import plain_module
 from mmexp.engine.validation import Validation
+from mmexp.page import spent_before
 from mmexp.tuning import TrainedPart
 
 if TYPE_CHECKING:
@@ -223,4 +225,5 @@ def _derived(job: StageJob, dataset: Dataset, order: RunOrder, num_steps: int) -
         "soft_tokens": {modality: branch.num_soft_tokens for modality, branch in job.plan.inputs.items()},
         "llm_width": job.plan.spec.width,
         "vocab_size": job.plan.spec.vocab_size,
+        "before": spent_before(start.path for start in job.init_from if isinstance(start, RunDir)),
     }

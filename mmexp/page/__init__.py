@@ -15,6 +15,7 @@ from mmexp.page.read import (
     results_of,
     series_of,
 )
+from mmexp.page.spent import spent, spent_before, time_of_steps, total_of
 
 __all__ = [
     "BASELINES",
@@ -32,5 +33,9 @@ __all__ = [
     "primary_metric",
     "results_of",
     "series_of",
+    "spent",
+    "spent_before",
+    "time_of_steps",
+    "total_of",
     "write_page",
 ]

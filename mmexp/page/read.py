@@ -35,16 +35,22 @@ class Run:
 
 def load_run(path: Path) -> Run:
     """Reads what is there."""
+    manifest, series = load_training(path)
     lines = {file.stem: _json_lines(file) for file in sorted((path / "predictions").glob("*.jsonl"))}
     return Run(
         path=path,
-        manifest=_mapping(path / "manifest.json"),
+        manifest=manifest,
         results=results_of(_mapping(path / "results.json")),
-        series=series_of(_json_lines(path / "metrics.jsonl")),
+        series=series,
         predictions={stem: rows for stem, rows in lines.items() if rows},
         config=_text(path / "config.yaml"),
         overrides=_text(path / "overrides.txt"),
     )
+
+
+def load_training(path: Path) -> tuple[dict[str, Any], Series]:
+    """The manifest of a run and its log alone."""
+    return _mapping(path / "manifest.json"), series_of(_json_lines(path / "metrics.jsonl"))
 
 
 def primary_metric(metrics: Mapping[str, float]) -> str:

@@ -12,6 +12,7 @@ from mmexp.compare.groups import factors
 from mmexp.compare.record import record_of_folder
 from mmexp.compare.settings import differing
 from mmexp.errors import ConfigError, DataError
+from mmexp.page import spent_before
 from tests.compare.runs import CONFIG, MLP2X, make_run
 
 
@@ -107,6 +108,20 @@ def test_costs_come_from_the_log(tmp_path: Path) -> None:
     assert cost.images_per_s == pytest.approx(16)
     assert cost.peak_memory_gb == pytest.approx(0.9)
     assert cost.tokens_per_image == 36
+
+
+def test_costs_count_the_stages_before(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", step_s=0.25)
+    before = spent_before([first])
+    assert before == pytest.approx({"train_s": 20, "tokens": 2000, "samples": 320})
+    file = second / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"derived": {"before": before}}))
+    cost = record_of_folder(second).cost
+    assert cost.train_s == pytest.approx(30)
+    assert cost.tokens == pytest.approx(3000)
+    assert cost.images_per_s == pytest.approx(16), "of its own steps"
+    assert spent_before([second]) == pytest.approx({"train_s": 30, "tokens": 3000, "samples": 480})
+    assert spent_before([]) == {}
 
 
 def test_runs_that_differ_in_the_seed_are_one_group(tmp_path: Path) -> None:

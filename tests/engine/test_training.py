@@ -20,6 +20,7 @@ from mmexp.engine.checkpoint import newest
 from mmexp.engine.module import TrainingModule
 from mmexp.errors import CheckpointError, ConfigError, DataError
 from mmexp.llm import TinyLlmConfig
+from mmexp.page import spent_before
 
 Make = Callable[..., StageJob]
 ALIGN = {"encoder": "frozen", "connector": "full", "llm": "frozen"}
@@ -113,6 +114,9 @@ def test_a_stage_starts_from_what_the_one_before_wrote(make_job: Make) -> None:
     policy = {"encoder": "frozen", "connector": "frozen", "llm": "full"}
     second = make_job("instruct", init_from=(first.run,), policy=policy)
     module = run(second)
+    assert first.run.manifest()["derived"]["before"] == {}
+    assert second.run.manifest()["derived"]["before"] == pytest.approx(spent_before([first.run.path]))
+    assert spent_before([first.run.path])["samples"] > 0
     for name, tensor in load_file(first.run.weights / "connector.safetensors").items():
         assert torch.equal(module.parts()["connector"].state_dict()[name], tensor)
     handed_on = second.plan.build()
