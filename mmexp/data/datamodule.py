@@ -206,7 +206,7 @@ class _Loader(DataLoader):
 
     waited_s = 0.0
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch's is one of its own iterators
         try:
             batches = super().__iter__()
             while True:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from mmexp.errors import ConfigError
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
 
-_NOTHING = nullcontext()
 _TRAINED_IN_HALF = ("bf16-true", "16-true")
 
 
@@ -119,16 +117,10 @@ class TrainerConfig:
             ConfigError: Lightning does not know an argument or a value.
         """
         from lightning.pytorch import Trainer
-        from lightning.pytorch.profilers import PassThroughProfiler
-
-        class NoProfiler(PassThroughProfiler):
-            """Lightning asks for a context about 80 times a step; one that does nothing need not be made anew."""
-
-            def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]
-                return _NOTHING
 
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # importing it has raised the level again
         from mmexp.engine.checkpoint import AtomicCheckpointIO
+        from mmexp.engine.profiler import NoProfiler
         from mmexp.engine.strategy import build_strategy
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
