@@ -13,6 +13,7 @@ from typing import Any
 from mmexp.contracts import Dataset
 from mmexp.data.check import PreflightReport, preflight
 from mmexp.data.lengths import processor_fingerprint
+from mmexp.data.mixture import DatasetConfig
 from mmexp.data.workfile import write_whole
 from mmexp.prompt import Processor
 
@@ -24,33 +25,36 @@ _MAX_FILES = 200_000
 """Media beyond which nothing is kept: asking for their dates would take as long as looking."""
 
 
-def checked(dataset: Dataset, processor: Processor, max_rows: int, cache: Path | None) -> PreflightReport:
-    """What `preflight` finds, or found before in the same data with the same processor.
+def checked(
+    config: DatasetConfig, processor: Processor, max_rows: int, cache: Path | None
+) -> tuple[Dataset, PreflightReport]:
+    """The data set, with what `preflight` finds in it, or found before with the same processor.
 
-    Kept by the data's own hash, everything in the processor that decides tokens, and size and date of every media file
-    that was looked at; one that is another, or gone, means a new look. Data without a hash of its own, and data with
-    broken rows, are looked at every time.
+    Kept by the data's own hash, its config (which names folders, where the hash knows contents alone), everything in
+    the processor that decides tokens, and size and date of every media file that was looked at; one that is another,
+    or gone, means a new look. Data without a hash of its own, and data with broken rows, are looked at every time.
 
     Args:
-        dataset: What will be trained on.
+        config: Builds what will be trained on.
         processor: How.
         max_rows: Rows to tokenise.
         cache: Folder; None keeps nothing.
     """
+    dataset = config.build()
     own = getattr(dataset, "fingerprint", None)
     if cache is None or not isinstance(own, str):
-        return preflight(dataset, processor, max_rows)
-    words = f"{_FORMAT}:{own}:{len(dataset)}:{max_rows}:{processor_fingerprint(processor)}"
-    file = cache / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.json"
+        return dataset, preflight(dataset, processor, max_rows)
+    facts = (_FORMAT, own, len(dataset), config, os.getcwd(), max_rows, processor_fingerprint(processor))
+    file = cache / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
     if (found := _kept(file)) is not None:
-        return found
+        return dataset, found
     report = preflight(dataset, processor, max_rows)
     if not report.errors and len(report.files) <= _MAX_FILES:
-        facts = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
-        facts["files"] = {path: _stamp(path) for path in report.files}
-        del facts["errors"]
-        _keep(file, facts)
-    return report
+        kept = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+        kept["files"] = {path: _stamp(path) for path in report.files}
+        del kept["errors"]
+        _keep(file, kept)
+    return dataset, report
 
 
 def _kept(file: Path) -> PreflightReport | None:

@@ -128,8 +128,8 @@ def _finish(job: StageJob, module: TrainingModule, datamodule: MultimodalDataMod
 
 def _checked_data(job: StageJob, bad_samples: BadSamples) -> Dataset:
     """The data, after a look at it."""
-    dataset = job.data.build()
-    report = checked(dataset, job.plan.processor, job.check_rows, job.cache / "checks" if job.cache else None)
+    cache = job.cache / "checks" if job.cache else None
+    dataset, report = checked(job.data, job.plan.processor, job.check_rows, cache)
     if is_main():
         bad_samples.add(report.bad_media)
     require_trainable(report, job.bad_media_cap)
