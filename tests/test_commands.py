@@ -56,6 +56,7 @@ def test_doctor_plans_llava15_7b_without_weights(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir()), "a plan writes nothing"
 
 
+@pytest.mark.slow
 def test_doctor_sizes_the_job_and_proposes_what_fits(folder: Path) -> None:
     again = "trainer.gradient_checkpointing=[llm]"
     code, out, err = command("mmexp.doctor", *TINY, "gpu=rtx3090", "trainer.max_steps=10", again, cwd=folder)
@@ -85,6 +86,7 @@ def test_preview_writes_what_other_programs_can_check(folder: Path) -> None:
         assert supervised[-1] == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resume_continues(folder: Path) -> None:
     settings = ["run_id=one", "trainer.max_steps=4000", "trainer.log_every_n_steps=1", "stage.batch_size=2"]
     process = start("mmexp.train", *TINY, *settings, "stage.micro_batch_size=2", cwd=folder)

@@ -35,13 +35,13 @@ def test_every_variant_is_compared_and_timed(bench: ModuleType, case: str, tmp_p
     page = importlib.import_module("step_page")
     figures: dict[str, Any] = {
         case: found,
-        "memory": {case: {bench.THEIRS: 10.0, bench.OURS: 4.0}},
+        "memory": {case: {bench.THEIRS: 10.0, bench.OURS: 4.0, "before": 2.0}},
         "head": {"full": 24.0, bench.OURS: 2.0},
         "growth": {"tokens": {"1": [1.0], "2": [2.0], "4": [4.0], "8": [8.0]}},
     }
     page.write_page(figures, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
-    assert "| 0.40 |" in text
+    assert "| 0.40 | 2 MB | 0.25 |" in text
     assert "1/12.0" in text
     assert "8.00; 1.00" in text
     assert all(name in text for name in bench.ABLATIONS)
@@ -62,5 +62,6 @@ def test_what_is_not_exact_is_not_timed(bench: ModuleType, monkeypatch: pytest.M
 def test_memory_of_the_second_step_is_read(bench: ModuleType) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("no VmHWM here")
-    assert bench.measure("step", bench.OURS, "small", "2", "False") > 100
+    peak, before = (bench.measure(kind, bench.OURS, "small", "2", "False") for kind in ("peak", "before"))
+    assert peak > before > 100
     assert "step_time" in sys.modules

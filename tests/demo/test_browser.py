@@ -94,6 +94,7 @@ def _refused(at: Browser, folder: Path) -> None:
     at.choose("#question textarea", "")
 
 
+@pytest.mark.slow
 def test_an_answer_is_stopped(run: Path, other: Path, tmp_path: Path) -> None:
     settings = ("max_tokens=2000", "timeout_s=100")
     with showing(f"[{run},{other}]", tmp_path / "log", *settings) as (_, port), browser(tmp_path / "profile") as at:
