@@ -94,9 +94,24 @@ def _status(run: Run) -> str:
 
 def _tiles(manifest: Mapping[str, Any]) -> str:
     """The plan's numbers."""
-    facts = list(_flat(manifest.get("derived")))[:_NUM_TILES]
+    facts = _plan_numbers(manifest)[:_NUM_TILES]
     tiles = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(_shown(value))}</dd></div>" for key, value in facts)
     return f'<dl class="tiles">{tiles}</dl>' if tiles else ""
+
+
+def _plan_numbers(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What followed from the configuration, and in one line what the stages before it took."""
+    derived = manifest.get("derived")
+    if not isinstance(derived, Mapping):
+        return []
+    before = derived.get("before")
+    taken = before.items() if isinstance(before, Mapping) else ()
+    line = ", ".join(f"{value:,.0f} {'s' if name == 'train_s' else name}" for name, value in taken if _is_number(value))
+    return [*_flat({k: v for k, v in derived.items() if k != "before"}), *([("stages before", line)] if line else [])]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _results(run: Run) -> Iterator[str]:
@@ -186,7 +201,7 @@ def _samples(groups: Mapping[str, Iterable[Entry]]) -> Iterator[str]:
 
 def _details(run: Run) -> Iterator[str]:
     facts = {key: value for key, value in run.manifest.items() if key != "derived"}
-    derived = list(_flat(run.manifest.get("derived")))[_NUM_TILES:]
+    derived = _plan_numbers(run.manifest)[_NUM_TILES:]
     rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(_shown(v))}</td></tr>" for k, v in [*derived, *_flat(facts)])
     if rows:
         yield f'<details><summary>Manifest</summary><table class="facts">{rows}</table></details>'

@@ -178,3 +178,15 @@ def test_chat_command_can_be_pasted(run: Path, monkeypatch: pytest.MonkeyPatch) 
     spaced = root / "a b"
     spaced.mkdir()
     assert re.search(r"'run=.*a b'$", chat_command(load_run(spaced)))
+
+
+def test_what_the_stages_before_took_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "manifest.json"
+    manifest: dict[str, Any] = {"status": "finished"}
+    manifest["derived"] = {"num_steps": 8, "before": {"train_s": 211.02, "tokens": 799406.0}}
+    file.write_text(json.dumps(manifest))
+    page = write_report(tmp_path).read_text()
+    assert "<dt>stages before</dt><dd>211 s, 799,406 tokens</dd>" in page
+    manifest["derived"]["before"] = {}
+    file.write_text(json.dumps(manifest))
+    assert "stages before" not in write_report(tmp_path).read_text()
