@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmexp.page.read import Series, load_training
 
-RATES = {"tokens": "data/tokens_per_s", "samples": "data/samples_per_s"}
+_RATES = {"tokens": "data/tokens_per_s", "samples": "data/samples_per_s"}
 """Totals, and what is logged of them."""
 
 
@@ -15,7 +15,7 @@ def spent(series: Series) -> dict[str, float]:
     """`train_s`, `tokens` and `samples` of one run; what was not logged is left out."""
     seconds = time_of_steps(series)
     found = {"train_s": list(seconds.values())[-1]} if seconds else {}
-    totals = {name: total_of(series, rate) for name, rate in RATES.items()}
+    totals = {name: total_of(series, rate) for name, rate in _RATES.items()}
     return found | {name: total for name, total in totals.items() if total is not None}
 
 

@@ -195,8 +195,10 @@ def _run(command: list[str], environment: dict[str, str], cwd: str) -> int:
     except BaseException as error:  # as the interpreter itself would
         traceback.print_exc()
         code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-    with contextlib.suppress(BaseException):
+    try:
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter does
+    except BaseException:  # a signal meanwhile: told, and the end goes on
+        traceback.print_exc()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
