@@ -22,6 +22,12 @@ HOW = {"temperature": 0, "top_p": 1.0, "repetition_penalty": 1.0, "max_tokens": 
 LONG = {**HOW, "temperature": 1.5, "max_tokens": 500}
 
 
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No token ends an answer, which a sampled one meets by chance at any time."""
+    monkeypatch.setattr(Generator, "ending", lambda _, sampling: sampling)
+
+
 def say(desk: Desk, visit: Visit, question: str, how: dict[str, Any] = HOW) -> Exchange:
     """Asks, waits for all of the answers, and keeps them."""
     exchange = desk.ask(visit, question, how)
@@ -68,6 +74,7 @@ def test_another_picture_goes_with_the_next_question_and_a_new_conversation_show
     assert say(desk, visit, "What?").texts == [alone(generator, user("What?", two))]
 
 
+@pytest.mark.usefixtures("endless")
 def test_words_come_in_pieces(desk_of: Callable[..., Desk], generator: Generator, second: Generator) -> None:
     seen = list(desk_of(generator, second).ask(Visit(), "Tell?", LONG))
     assert len(seen) > 10
@@ -75,6 +82,7 @@ def test_words_come_in_pieces(desk_of: Callable[..., Desk], generator: Generator
         assert all(text.startswith(shorter) for shorter, text in zip(before, after, strict=True))
 
 
+@pytest.mark.usefixtures("endless")
 def test_stopped_answers_stay_as_far_as_they_came(desk_of: Callable[..., Desk], generator: Generator) -> None:
     desk, visit = desk_of(generator), Visit()
     exchange = desk.ask(visit, "Tell?", LONG)
@@ -86,6 +94,7 @@ def test_stopped_answers_stay_as_far_as_they_came(desk_of: Callable[..., Desk], 
     assert say(desk, visit, "And?").texts[0], "the next question is answered"
 
 
+@pytest.mark.usefixtures("endless")
 def test_what_was_cleared_is_not_kept(desk_of: Callable[..., Desk], generator: Generator) -> None:
     desk, visit = desk_of(generator), Visit()
     exchange = desk.ask(visit, "Tell?", LONG)
@@ -124,6 +133,7 @@ def test_none_is_asked_what_one_cannot_read(
     assert desk.speakers[0].batcher.num_batches == 0
 
 
+@pytest.mark.usefixtures("endless")
 def test_an_answer_that_takes_too_long_is_given_up(desk_of: Callable[..., Desk], generator: Generator) -> None:
     began = time.monotonic()
     with pytest.raises(ApiError, match=r"no complete answer within 0\.2 s"):
