@@ -61,7 +61,8 @@ class HfBatches:
 
     def __call__(self, entries: list[tuple[str, Image.Image]]) -> Any:
         texts, images = zip(*entries, strict=True)
-        return self.processor(images=list(images), text=list(texts), padding=True, return_tensors="pt")
+        how: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        return self.processor(images=list(images), text=list(texts), **how)
 
 
 def pipelines(data: Path, file: Path, root: Path) -> dict[str, tuple[Any, Callable[[Any], Any]]]:

@@ -132,7 +132,7 @@ def measure(dataset: Dataset, processor: Processor, micro: int, **settings: Any)
         )
         for batch in sampler:
             lengths = tokens[batch]
-            counts = next_fit(lengths.tolist(), LIMIT) if chosen.is_packed else [1] * len(batch)
+            counts = next_fit(lengths.tolist(), LIMIT) if chosen.row == "packed" else [1] * len(batch)
             fills = [int(part.sum()) for part in np.split(lengths, np.cumsum(counts)[:-1])]
             positions, used, samples = positions + len(fills) * max(fills), used + sum(fills), samples + len(batch)
     return 1 - used / positions, float(tokens.sum()) / rows / LIMIT, samples / (rows // (micro * WORLD) * micro * WORLD)
@@ -176,11 +176,11 @@ def main(folder: Path, share: float) -> None:
                     "padded, shuffled": {},
                     "padded, length": {"order": "length"},
                     "padded, modality_length": {"order": "modality_length"},
-                    "packed": {"is_packed": True},
+                    "packed": {"row": "packed"},
                 }
                 for kind, settings in kinds.items():
                     waste, fill, samples = measure(dataset, processor, micro, **settings)
-                    packed = f" {fill:.1%} of the limit, {samples:.2f} samples a row" if "is_packed" in settings else ""
+                    packed = f" {fill:.1%} of the limit, {samples:.2f} samples a row" if "row" in settings else ""
                     print(f"| {name} | {slots} | {micro} | {kind} | {waste:.1%} |{packed}")
                 print(f"| {name} | {slots} | {micro} | padded, sorted | {sorted_waste(tokens, micro):.1%} |")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -33,7 +34,7 @@ def boxed(image: Image.Image, boxes: list[Box | None]) -> Image.Image:
     return image
 
 
-def strip(photo: Image.Image, boxes: list[Box], transforms: dict[str, object]) -> tuple[Image.Image, int]:
+def strip(photo: Image.Image, boxes: list[Box], transforms: dict[str, Any]) -> tuple[Image.Image, int]:
     """One line of the sheet, and how many boxes the crop lost."""
     height = SIDE * photo.height // photo.width
     cells, lost = [boxed(photo.resize((SIDE, height)), list(boxes))], 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def write_runs(folder: Path) -> int:
             {"step": int(step), "train/loss": float(loss), **fixed} for step, loss in zip(steps, losses, strict=True)
         )
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
-    return number + 1
+    return NUM_SEEDS * math.prod(map(len, GRID.values()))
 
 
 def _picture(file: Path, seed: int) -> Path:

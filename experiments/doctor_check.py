@@ -93,7 +93,7 @@ def make_job(case: Case, folder: Path) -> Any:
         inputs={"image": InputPlan(
             encoder=HfVisionConfig(path=str(folder / "clip"), from_scratch=True), connector=MlpConfig()
         )},
-        llm=CausalConfig(path=str(folder / "llm"), from_scratch=True, dtype=case.dtype),  # type: ignore[arg-type]
+        llm=CausalConfig(path=str(folder / "llm"), from_scratch=True, dtype=case.dtype),
         template=ChatTemplate(name="short", media="first_if_single"),
     )  # fmt: skip
     return StageJob(allow_random_frozen=True,
@@ -101,10 +101,8 @@ def make_job(case: Case, folder: Path) -> Any:
         objective=NextTokenConfig(), policy=case.policy, init_from=(), lora=LoraSettings(rank=16, alpha=32), lr=1e-4,
         lr_by_part={}, weight_decay=0.0, warmup_ratio=0.0, grad_clip=1.0,
         batch_size=case.micro_batch_size * case.accumulate, micro_batch_size=case.micro_batch_size, epochs=1.0,
-        max_steps=2, optim=AdamWCosineConfig(), loggers={}, row=case.row, num_workers=0, seed=0, check_rows=4,
-        config={}, trainer=TrainerConfig(
-            accelerator="cpu", precision=case.precision, gradient_checkpointing=case.recompute
-        ),
+        max_steps=2, optim=AdamWCosineConfig(), row=case.row, num_workers=0, seed=0, check_rows=4,
+        trainer=TrainerConfig(accelerator="cpu", precision=case.precision, gradient_checkpointing=case.recompute),
     )  # fmt: skip
 
 

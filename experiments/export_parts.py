@@ -14,6 +14,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,7 +44,8 @@ def write_model(exp: Experiment, run: RunDir, name: str, out: Path) -> None:
     """An encoder or LLM in the format of the checkpoint that it started from."""
     model = exp.plan.build()
     load_weights(model.parts(), run)
-    model.parts()[name].model.half().save_pretrained(out)
+    whole: Any = model.parts()[name].model
+    whole.half().save_pretrained(out)
     start = Path(exp.checked.parts[name].path)
     weights = out / "model.safetensors"
     unused = {key: value.half() for key, value in load_file(start / weights.name).items()}

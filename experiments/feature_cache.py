@@ -184,7 +184,9 @@ def photos(folder: Path, count: int) -> list[Path]:
     """JPEG files with about as much detail as photographs."""
     files, draw = [], np.random.default_rng(0)
     for number in range(count):
-        small = Image.fromarray(draw.integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize((640, 480), Image.BICUBIC)
+        small = Image.fromarray(draw.integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize(
+            (640, 480), Image.Resampling.BICUBIC
+        )
         noisy = np.asarray(small).astype(np.int16) + draw.integers(-12, 13, (480, 640, 3))
         files.append(folder / f"{number}.jpg")
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(files[-1], quality=90)

@@ -121,7 +121,7 @@ class Variant:
     def __init__(self, name: str, models: dict[str, nn.Module], case: Case, items: Any, device: str) -> None:
         self.name, self.model = name, models[THEIRS if name in (THEIRS, RECOMPUTED) else OURS]
         self.loss: Callable[[], torch.Tensor] = make_loss(name, self.model, SHAPES[case.shape], items, True, device)
-        self.blocks: Any = blocks_of(self.model.llm) if name == COMPILED else []  # type: ignore[arg-type]
+        self.blocks: Any = blocks_of(self.model.llm) if name == COMPILED else []
         self.compiled = [torch.compile(block._call_impl) for block in self.blocks]
         if "optimizer_of_trained" not in vars(self.model):
             trained = [weight for weight in self.model.parameters() if weight.requires_grad]
@@ -207,7 +207,7 @@ def traced(case: Case) -> dict[str, float]:
         make_items(SHAPES[case.shape], case.stage, case.pictures, texts=case.texts)
     )
     batch = replace(batch, media={name: value.to("meta") for name, value in batch.media.items()})
-    trace = trace_step(model, NextToken(), batch, has_autocast=True)  # type: ignore[arg-type]
+    trace = trace_step(model, NextToken(), batch, has_autocast=True)
     gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     start = next(at for at, (_, share) in enumerate(trace.moments) if share < 1)  # of the backward pass
     forward, backward = trace.moments[:start], trace.moments[start:]
@@ -243,7 +243,7 @@ def product_rate(device: str) -> float:
     """Floating-point operations a second of a large product in bfloat16."""
     side = 8192 if device == "cuda" else 512
     left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    left @ right
+    torch.matmul(left, right)
     return 8 * 2 * side**3 / clock(lambda: [left @ right for _ in range(8)], device)
 
 

@@ -34,8 +34,8 @@ def build(words: torch.Tensor, seed: int = 0) -> T5ForConditionalGeneration:
             dropout_rate=0.0,
             pad_token_id=0,
             eos_token_id=2,
-            decoder_start_token_id=0,
-            tie_word_embeddings=True,
+            decoder_start_token_id=0,  # pyright: ignore[reportCallIssue]
+            tie_word_embeddings=True,  # pyright: ignore[reportCallIssue]
         )
     )
     with torch.no_grad():

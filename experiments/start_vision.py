@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -53,7 +54,7 @@ def sinusoids(side: int, width: int) -> torch.Tensor:
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1)
 
 
-def mimic(attention: torch.nn.Module) -> None:
+def mimic(attention: Any) -> None:
     """Queries equal keys, and values times output is minus a share of the identity, both up to noise."""
 
     def near(weight: torch.Tensor) -> torch.Tensor:

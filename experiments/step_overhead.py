@@ -70,12 +70,10 @@ def make_job(folder: Path, steps: int) -> StageJob:
         max_steps=steps,
         optim=AdamWCosineConfig(),
         trainer=TrainerConfig(accelerator="cpu", checkpoint_every_n_steps=10**9),
-        loggers={},
         row="flat",
         num_workers=0,
         seed=0,
         check_rows=10,
-        config={},
     )
 
 
@@ -112,10 +110,10 @@ def bare(job: StageJob, steps: int) -> tuple[float, float]:
         torch.nn.utils.clip_grad_norm_(trained, 1.0).item()
         optimizer.step()
         schedule.step()
-    return (time.process_time() - began) / (steps - WARM_UP), float(loss)
+    return (time.process_time() - began) / (steps - WARM_UP), loss.item()
 
 
-def trained(job: StageJob) -> tuple[float, float]:
+def trained(job: StageJob, steps: int) -> tuple[float, float]:
     """CPU seconds a step and the last loss under the Trainer."""
     marks: list[float] = []
     make = fitting._callbacks
@@ -123,7 +121,7 @@ def trained(job: StageJob) -> tuple[float, float]:
     class Clock(Callback):
         """Costs what any callback costs, and counts as overhead."""
 
-        def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
             if trainer.global_step in (WARM_UP, trainer.max_steps):
                 marks.append(time.process_time())
                 self.last = float(pl_module.latest.sums["lm"].detach()) / pl_module.latest.counts["lm"]
@@ -134,7 +132,7 @@ def trained(job: StageJob) -> tuple[float, float]:
         fit(job, lambda table: None)
     finally:
         fitting._callbacks = make
-    return (marks[-1] - marks[0]) / (job.max_steps - WARM_UP), clock.last
+    return (marks[-1] - marks[0]) / (steps - WARM_UP), clock.last
 
 
 WARM_UP = 50
@@ -147,8 +145,8 @@ def main(steps: int = 400, rounds: int = 5) -> None:
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as name:
             job = make_job(Path(name), steps)
-            first, second = (bare(job, steps), trained(job)) if number % 2 else (trained(job), bare(job, steps))
-            (loop, loss), (fitted, same) = (first, second) if number % 2 else (second, first)
+            figures = {each: each(job, steps) for each in ((bare, trained) if number % 2 else (trained, bare))}
+        (loop, loss), (fitted, same) = figures[bare], figures[trained]
         assert abs(loss - same) < 1e-5, f"not the same work: {loss} and {same}"
         extra.append((fitted - loop) * 1e3)
         print(f"bare {loop * 1e3:.2f} ms, Trainer {fitted * 1e3:.2f} ms, overhead {extra[-1]:.2f} ms")

@@ -149,7 +149,7 @@ def growth_plot(found: dict[str, dict[str, list[float]]]) -> str:
         body.append(f'<text x="{80 + 110 * step}" y="262" text-anchor="middle">{times}x</text>')
     for number, (what, each) in enumerate(found.items()):
         colour = ("#1f6fb4", "#c65a11")[number % 2]
-        medians = [statistics.median(each[str(n)] if str(n) in each else each[n]) / n for n in (1, 2, 4, 8)]  # type: ignore[index]
+        medians = [statistics.median(each[str(n)] if str(n) in each else each[n]) / n for n in (1, 2, 4, 8)]
         line = " ".join(place(step, value / medians[0]) for step, value in enumerate(medians))
         body.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         body.append(f'<text x="{90 + 120 * number}" y="20" fill="{colour}">a unit of {what}</text>')

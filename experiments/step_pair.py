@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import transformers
@@ -200,7 +201,7 @@ def make_loss(
         batch = {key: value.to(device) for key, value in padded(shape, items).items()}
 
         def forward() -> torch.Tensor:
-            language_model = model.model.language_model  # type: ignore[union-attr]
+            language_model: Any = model.model.language_model
             language_model.activation_checkpointing_disable()
             if name == RECOMPUTED:
                 language_model.activation_checkpointing_enable()

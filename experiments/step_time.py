@@ -115,7 +115,7 @@ def timed(case: str, rounds: int, names: list[str]) -> dict[str, Any]:
     shape = SHAPES[shape_name]
     items = make_items(shape, stage, BATCH[stage] if texts == 1 else BATCH[stage] // 2, texts=texts)
     models: dict[str, nn.Module] = {THEIRS: build_theirs(shape), OURS: build_ours(shape)}
-    pairs = counterparts(models[OURS], models[THEIRS])  # type: ignore[arg-type]
+    pairs = counterparts(models[OURS], models[THEIRS])
     for mine, other in pairs:
         mine.load_state_dict(other.state_dict(), strict=False)
     for model in models.values():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vlmeval.vlm.base import BaseModel
+from vlmeval.vlm.base import BaseModel  # pyright: ignore[reportMissingImports]
 
 from mmexp.answering import generator_of_run
 from mmexp.config import folders_of, registered_targets
