@@ -1,9 +1,10 @@
 """What the Trainer costs a step: `fit` with default logging against a bare PyTorch loop that does the same work.
 
-    python experiments/step_overhead.py [STEPS] [ROUNDS]
+    python experiments/step_overhead.py [STEPS]
 
-Both run the same model, batches, loss, clipping, optimizer and schedule in one process, in turns; one thread and
-process CPU time, so that other work on the machine counts little. Losses are compared first.
+Both run the same model, batches, loss, clipping, optimizer and schedule in one process, in turns of ten steps, of which
+the Trainer logs one; one thread and process CPU time. So other work on the machine meets both alike. Losses are
+compared at every turn.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -30,6 +33,8 @@ from mmexp.objective import NextTokenConfig
 from mmexp.prompt import ChatTemplate
 from mmexp.tuning import LoraSettings, apply_policy, parameter_groups
 
+TURN, NUM_WARM_UP = 10, 5
+"""Steps of a turn, as many as the default logs once in, and turns that do not count."""
 POLICY = {"encoder": "frozen", "connector": "full", "llm": "full"}
 
 
@@ -77,17 +82,14 @@ def make_job(folder: Path, steps: int) -> StageJob:
     )
 
 
-def bare(job: StageJob, steps: int) -> tuple[float, float]:
-    """CPU seconds a step and the last loss of a plain loop."""
-    torch.manual_seed(0)
+def bare(job: StageJob, steps: int) -> Iterator[float]:
+    """A plain loop that gives its last loss after every turn."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         model = job.plan.build()
         objective = job.objective.build(job.plan)
     apply_policy(model, POLICY, job.lora)
-    parts = model.parts()
-    groups = parameter_groups(parts, job.lr, {}, 0.0)
-    optimizer, schedule = job.optim.build(groups, steps, 0.0)
+    optimizer, schedule = job.optim.build(parameter_groups(model.parts(), job.lr, {}, 0.0), steps, 0.0)
     trained = [p for p in model.parameters() if p.requires_grad]
     data = MultimodalDataModule(
         dataset=job.data.build(),
@@ -97,60 +99,57 @@ def bare(job: StageJob, steps: int) -> tuple[float, float]:
         num_micro_batches=steps,
         seed=0,
     )
-    batches = iter(data.train_dataloader())
-    began, loss = 0.0, torch.zeros(())
-    for step in range(steps):
-        if step == WARM_UP:
-            began = time.process_time()
+    for step, batch in enumerate(data.train_dataloader()):
         seed_step(mix(0, step), torch.device("cpu"))
-        losses = objective(model, next(batches))
+        losses = objective(model, batch)
         loss = losses.sums["lm"] / losses.counts["lm"]
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0).item()
         optimizer.step()
         schedule.step()
-    return (time.process_time() - began) / (steps - WARM_UP), loss.item()
+        if step % TURN == TURN - 1:
+            yield loss.item()
 
 
-def trained(job: StageJob, steps: int) -> tuple[float, float]:
-    """CPU seconds a step and the last loss under the Trainer."""
-    marks: list[float] = []
-    make = fitting._callbacks
+class Turns(Callback):
+    """Lets the plain loop go on after every turn of the Trainer. What any callback costs counts as overhead.
 
-    class Clock(Callback):
-        """Costs what any callback costs, and counts as overhead."""
+    Args:
+        loop: The other loop.
+    """
 
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-            if trainer.global_step in (WARM_UP, trainer.max_steps):
-                marks.append(time.process_time())
-                self.last = float(pl_module.latest.sums["lm"].detach()) / pl_module.latest.counts["lm"]
+    def __init__(self, loop: Iterator[float]) -> None:
+        self.loop, self.seconds = loop, {"bare": [], "Trainer": []}
+        self._since = time.process_time()
 
-    clock = Clock()
-    fitting._callbacks = lambda *args: [clock, *make(*args)]
-    try:
-        fit(job, lambda table: None)
-    finally:
-        fitting._callbacks = make
-    return (marks[-1] - marks[0]) / (steps - WARM_UP), clock.last
-
-
-WARM_UP = 50
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step % TURN == 0:
+            began = time.process_time()
+            self.seconds["Trainer"].append(began - self._since)
+            loss = next(self.loop)
+            self.seconds["bare"].append(time.process_time() - began)
+            same = pl_module.latest.sums["lm"].item() / pl_module.latest.counts["lm"]
+            assert abs(loss - same) < 1e-5, f"not the same work at step {trainer.global_step}: {loss} and {same}"
+            self._since = time.process_time()
 
 
-def main(steps: int = 400, rounds: int = 5) -> None:
-    """Prints the extra milliseconds of every round, and their median."""
+def main(steps: int = 1500) -> None:
+    """Prints milliseconds a step, and what the Trainer adds: median and quartiles over turns."""
     torch.set_num_threads(1)
-    extra = []
-    for number in range(rounds):
-        with tempfile.TemporaryDirectory() as name:
-            job = make_job(Path(name), steps)
-            figures = {each: each(job, steps) for each in ((bare, trained) if number % 2 else (trained, bare))}
-        (loop, loss), (fitted, same) = figures[bare], figures[trained]
-        assert abs(loss - same) < 1e-5, f"not the same work: {loss} and {same}"
-        extra.append((fitted - loop) * 1e3)
-        print(f"bare {loop * 1e3:.2f} ms, Trainer {fitted * 1e3:.2f} ms, overhead {extra[-1]:.2f} ms")
-    print(f"overhead a step: median {statistics.median(extra):.2f} ms, {min(extra):.2f} to {max(extra):.2f}")
+    make = fitting._callbacks
+    with tempfile.TemporaryDirectory() as name:
+        job = make_job(Path(name), steps)
+        turns = Turns(bare(job, steps))
+        fitting._callbacks = lambda *args: [turns, *make(*args)]
+        fit(job, lambda table: None)
+    found = {name: [1e3 * each / TURN for each in values[NUM_WARM_UP:]] for name, values in turns.seconds.items()}
+    extra = [whole - loop for loop, whole in zip(found["bare"], found["Trainer"], strict=True)]
+    for name, values in (*found.items(), ("overhead", extra)):
+        low, middle, high = statistics.quantiles(values, n=4)
+        print(
+            f"{name}: {middle:.2f} ms a step in the median of {len(values)} turns, quartiles {low:.2f} and {high:.2f}"
+        )
 
 
 if __name__ == "__main__":
