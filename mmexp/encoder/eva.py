@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mmexp.encoder.quick_gelu import quick_gelu
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -150,7 +152,7 @@ class ClipBlock(nn.Module):
         """Attention, then MLP with QuickGELU, each added to what came in."""
         hidden = hidden + self.attn(self.ln_1(hidden))
         inner = apply(self.mlp["c_fc"], self.ln_2(hidden))
-        return hidden + apply(self.mlp["c_proj"], inner * torch.sigmoid(1.702 * inner))
+        return hidden + apply(self.mlp["c_proj"], quick_gelu(inner))
 
 
 class ClipAttention(nn.Module):

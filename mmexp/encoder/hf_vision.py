@@ -13,6 +13,7 @@ from torch import nn
 
 from mmexp import hub
 from mmexp.contracts import EncoderSpec
+from mmexp.encoder.quick_gelu import replace_quick_gelu
 from mmexp.encoder.transform import CLIP_MEAN, CLIP_STD, Fit, ImageTransform
 from mmexp.errors import CheckpointError, ConfigError
 
@@ -165,6 +166,7 @@ class HfVision(nn.Module):
         super().__init__()
         blocks = repeated_blocks(model)
         del blocks[num_blocks:]
+        replace_quick_gelu(model)
         self.model: Any = model  # transformers' models share no useful static type
         self.drop = drop
 
