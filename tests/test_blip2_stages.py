@@ -173,6 +173,7 @@ def test_the_second_stage_takes_what_it_needs_and_lists_the_rest(
     assert handed.keys() == own.keys()
 
 
+@pytest.mark.slow
 def test_the_exported_queries_start_a_stage(first: Path, folder: Path) -> None:
     """As a part of the shapes world ships: half precision, without text, and a start like any other."""
     from mmexp.assemble import experiment

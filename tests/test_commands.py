@@ -70,6 +70,7 @@ def test_doctor_sizes_the_job_and_proposes_what_fits(folder: Path) -> None:
     assert not out
 
 
+@pytest.mark.slow
 def test_preview_writes_what_other_programs_can_check(folder: Path) -> None:
     code, out, err = command("mmexp.preview", *TINY[:2], *TINY[4:], "n=3", "out=p.jsonl", cwd=folder)
     assert code == 0, err
@@ -116,6 +117,7 @@ def test_ctrl_c_saves_and_resume_continues(folder: Path) -> None:
     assert steps == list(range(1, len(steps) + 1))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(folder: Path) -> None:
     settings = [*TINY, "run_id=one", "trainer.max_steps=1"]
     assert command("mmexp.train", *settings, cwd=folder)[0] == 0

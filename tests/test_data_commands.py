@@ -85,6 +85,7 @@ def test_fetch_lists_what_a_recipe_needs(tmp_path: Path) -> None:
     assert "models/eva_vit_g.pth" in out.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_fetch_lists_every_part_of_a_mixture(tmp_path: Path) -> None:
     code, out, err = run("fetch", *TINY[:2], "data=mixture", "scale=paper", "download=false", cwd=tmp_path)
     assert code == 1, err

@@ -140,6 +140,7 @@ def test_every_part_of_the_users_own_is_used(lab: Path) -> None:
     assert "gate" in weights
 
 
+@pytest.mark.slow
 def test_the_run_answers_with_the_same_folder_and_is_refused_without(lab: Path) -> None:
     ask = ["mmexp.chat", "run=outputs/lab/instruct/one", "message=Dark?", "max_new_tokens=3"]
     assert mmexp(*ask, "--config-dir", "my_conf", cwd=lab).returncode == 0

@@ -101,6 +101,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "a").glob(".*")), "no temporary file is left"
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_whole_shards_only(tmp_path: Path, caplog) -> None:
     for first in range(0, 1000, 200):
         command = [sys.executable, "-c", WRITER, str(tmp_path / "a"), str(first)]

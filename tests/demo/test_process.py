@@ -59,6 +59,7 @@ def ask(port: int, path: str, data: Any = None, **headers: str) -> tuple[int, st
     return response.status, response.read().decode(errors="replace"), response.headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_end_it_leaves_nothing_behind(run: Path, tmp_path: Path, signum: int) -> None:
     (tmp_path / "tmp").mkdir()
@@ -80,6 +81,7 @@ def test_told_to_end_it_leaves_nothing_behind(run: Path, tmp_path: Path, signum:
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_the_environment_does_not_open_it_and_nothing_goes_outside(run: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SPY)
     opened = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SHARE": "True", "GRADIO_ANALYTICS_ENABLED": "True",

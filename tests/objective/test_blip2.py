@@ -298,6 +298,7 @@ def _rank(rank: int, port: int, tokenizer: Path, out: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_sum_to_one(
     differences: Differences, tokenizer: Path, tmp_path: Path, drawn: list[torch.Tensor]
 ) -> None:

@@ -88,6 +88,7 @@ def lmms_eval(folder: Path, model_args: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=250, check=False)
 
 
+@pytest.mark.slow
 def test_a_task_of_local_rows_gets_the_answers_of_the_run(run: Path, task: Path) -> None:
     done = lmms_eval(task, f"run={run}")
     assert done.returncode == 0, done.stderr[-3000:]
