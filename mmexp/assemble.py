@@ -17,12 +17,13 @@ import yaml
 from mmexp.config import Checked, Invocation, check, load_run_config, redact, redact_overrides
 from mmexp.config.spine import ProcessorConfig
 from mmexp.data.sharing import require_shareable
-from mmexp.engine.manifest import RunDir, open_run_dir, provenance, write_text
+from mmexp.engine.manifest import RunDir, open_run_dir, provenance
 from mmexp.engine.ranks import RUN_ID, is_main, shared_run_id
 from mmexp.errors import CheckpointError, ConfigError
 from mmexp.model import InputPlan, Plan, PromptPlan
 from mmexp.prompt import AnyRes, DynamicTiles
 from mmexp.tuning import LoraSettings
+from mmexp.whole import write_text
 
 if TYPE_CHECKING:
     from torch import nn

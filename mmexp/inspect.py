@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmexp.config import InspectConfig, Invocation, check_own, instantiate, launch
+from mmexp.whole import write_text
 
 
 def body(invocation: Invocation) -> None:
@@ -31,9 +32,8 @@ def body(invocation: Invocation) -> None:
     found = [look_inside(generator.model, generator.plan, sample, **limits) for sample in samples]
     for page in cfg.pages or ([] if cfg.folders else [run.path / "inspect.html"]):
         with _writing(page):
-            page.parent.mkdir(parents=True, exist_ok=True)
             title = " / ".join((exp.checked.spine.name, exp.checked.spine.stage.name, run.path.name))
-            page.write_text(page_html(found, title, source, cfg.layers), encoding="utf-8")
+            write_text(page, page_html(found, title, source, cfg.layers))
         console.print(f"page      {page}", markup=False, soft_wrap=True)
     for folder in cfg.folders:
         with _writing(folder):

@@ -16,9 +16,10 @@ from typing import Any
 from mmexp.contracts import Dataset, Medium, Sample
 from mmexp.data.flaws import flaws_of
 from mmexp.data.rewrite import Rewriter, Rewritten
-from mmexp.data.workfile import WorkFile, write_whole
+from mmexp.data.workfile import WorkFile
 from mmexp.errors import DataError
 from mmexp.prompt import BadMediaError, describe, load_image
+from mmexp.whole import write_bytes, write_json, write_json_lines
 
 ANNOTATIONS, REJECTED, REPORT, WORK = "filter_cap.json", "rejected.jsonl", "report.json", "work.jsonl"
 REFUSED = {
@@ -121,9 +122,9 @@ class Captioning:
         verdicts = {row: self._verdict(row) for row in self.rows}
         kept = [row for row, reasons in verdicts.items() if not reasons]
         rejected = [self._rejection(row, reasons) for row, reasons in verdicts.items() if reasons]
-        write_whole(self.out / REJECTED, rejected, lines=True)
+        write_json_lines(self.out / REJECTED, rejected)
         report = self._report(verdicts)
-        write_whole(self.out / REPORT, report)
+        write_json(self.out / REPORT, report)
         if not kept:
             (self.out / ANNOTATIONS).unlink(missing_ok=True)
             raise DataError(f"none of {len(self.rows)} descriptions passed", where=str(self.out / REJECTED),
@@ -132,7 +133,7 @@ class Captioning:
         for row in kept:
             self._write_picture(row)
         annotations = [{"image_id": str(row), "caption": _final(self.work.entries[row])} for row in kept]
-        write_whole(self.out / ANNOTATIONS, {"annotations": annotations})
+        write_json(self.out / ANNOTATIONS, {"annotations": annotations})
         return report
 
     def _look(self, row: int, seen: set[str]) -> tuple[dict[str, Any], Medium | None]:
@@ -194,7 +195,7 @@ class Captioning:
         target = self.out / "image" / f"{row}.jpg"
         if not target.exists():
             sample = self.dataset[row]
-            write_whole(target, _jpeg(sample))
+            write_bytes(target, _jpeg(sample))
 
 
 def draw_rows(total: int, limit: int | None, seed: int) -> list[int]:

@@ -14,8 +14,8 @@ from mmexp.contracts import Dataset
 from mmexp.data.check import PreflightReport, preflight
 from mmexp.data.lengths import processor_fingerprint
 from mmexp.data.mixture import DatasetConfig
-from mmexp.data.workfile import write_whole
 from mmexp.prompt import Processor
+from mmexp.whole import write_json
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,6 @@ def _stamp(path: str) -> list[int] | None:
 
 def _keep(file: Path, facts: dict[str, Any]) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(facts).encode())
+        write_json(file, facts)
     except OSError as error:  # a run does not need it
         log.warning("what was found in the data is not kept: %s", error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -17,6 +16,7 @@ from mmexp.data.dataset import evenly_spaced, fingerprint
 from mmexp.data.mixture import Mixture, naming_part
 from mmexp.errors import MmexpError
 from mmexp.prompt import BadMediaError, OutsideViewError, Processor, TooLongError
+from mmexp.whole import write_bytes
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -158,15 +158,8 @@ def _kept(file: Path, dataset: Dataset, processor: Processor) -> ndarray | None:
 
 
 def _keep(file: Path, lengths: ndarray) -> None:
-    """Writes the lengths whole or not at all."""
     import numpy as np
 
     buffer = io.BytesIO()
     np.save(buffer, lengths, allow_pickle=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(buffer.getvalue())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(file, buffer.getvalue())

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from mmexp.data.files import SteadyFile
 from mmexp.data.rowstore import FrozenRows, PackedRows
 from mmexp.errors import DataError
+from mmexp.whole import write_bytes
 
 log = logging.getLogger(__name__)
 _VERSION = 1
@@ -169,11 +169,7 @@ def _store(shard: Shard) -> None:
     """Writes the cache at the first place that lets us; without one the headers are read again next time."""
     for place in _places(shard.file.path):
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            number, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.name)
-            with os.fdopen(number, "wb") as out:
-                out.write(json.dumps(_head(shard)).encode() + b"\n" + shard.rows.data)
-            os.replace(temporary, place)
+            write_bytes(place, json.dumps(_head(shard)).encode() + b"\n" + shard.rows.data)
             return
         except OSError:
             continue

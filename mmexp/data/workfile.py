@@ -107,18 +107,3 @@ class WorkFile:
         self._file.write(text.encode("utf-8", "backslashreplace"))
         self._file.flush()
         os.fsync(self._file.fileno())
-
-
-def write_whole(path: Path, content: Any, lines: bool = False) -> None:
-    """Writes bytes, or plain values as JSON (`lines`: one value a line), through a temporary file beside the target."""
-    if lines:
-        content = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in content)
-    elif not isinstance(content, bytes):
-        content = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-    data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -15,6 +15,7 @@ from mmexp.engine.manifest import RunDir, require_space, sha256
 from mmexp.errors import CheckpointError
 from mmexp.hf import load_foreign
 from mmexp.tuning import has_adapter, merge_adapter, save_adapter
+from mmexp.whole import writing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -127,9 +128,8 @@ def _save_tensors(module: nn.Module, names: set[str], part: str, run: RunDir) ->
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in held.items()}
     require_space(run.weights, sum(t.numel() * t.element_size() for t in tensors.values()))
     file = run.weights / f"{part}.safetensors"
-    temporary = file.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.replace(file)
+    with writing(file) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
     return {"part": part, "kind": "full", "files": _hashes([file], run)}
 
 

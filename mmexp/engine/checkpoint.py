@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from mmexp.engine.manifest import require_space, sha256, write_text
+from mmexp.engine.manifest import require_space, sha256
 from mmexp.errors import CheckpointError
+from mmexp.whole import write_text
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,9 +5,7 @@ Lightning types its hooks for any module; these take a `TrainingModule`, hence `
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ from mmexp.data.cache import FeatureStore
 from mmexp.engine.fingerprint import describe_features, name_of, plain, require_repeatable
 from mmexp.engine.ranks import is_main, total
 from mmexp.errors import ConfigError
+from mmexp.whole import write_json
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -222,9 +221,6 @@ def _describe(folder: Path, facts: Mapping[str, Any]) -> None:
     if file.is_file():
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{_ABOUT}.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(file)
+        write_json(file, facts)
     except OSError as error:
         log.warning("%s cannot be written (%s)", file, error.strerror or error)

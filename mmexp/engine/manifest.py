@@ -19,6 +19,7 @@ from typing import Any
 
 from mmexp import __version__
 from mmexp.errors import CheckpointError, DataError
+from mmexp.whole import write_json
 
 _PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "peft", "safetensors", "pillow")
 _FREE_BYTES = 64 * 2**20
@@ -163,21 +164,6 @@ def provenance() -> dict[str, Any]:
         "machine": {"system": platform.system(), "cpus": os.cpu_count()},
         "git": _git_state(),
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON through a temporary file beside the target, so that a reader never sees half of it."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes text atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def sha256(path: Path) -> str:

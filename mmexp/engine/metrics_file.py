@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmexp.engine.manifest import write_text
+from mmexp.whole import write_text
 
 VALIDATION = "val/"
 """Begins the names of what benchmarks found."""
@@ -35,7 +35,7 @@ def drop_after(file: Path, step: int) -> None:
         lines = file.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if _parsed(line).get("step", float("inf")) <= step]
         if len(kept) != len(lines):
-            file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            write_text(file, "".join(f"{line}\n" for line in kept))
 
 
 def has_validation(file: Path, step: int) -> bool:

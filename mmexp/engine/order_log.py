@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
-from mmexp.engine.manifest import write_text
+from mmexp.whole import write_text
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

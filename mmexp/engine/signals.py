@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmexp.engine.manifest import RunDir
 from mmexp.engine.ranks import largest
+from mmexp.whole import write_json
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -109,7 +110,7 @@ def requeue(run: RunDir, stop: Interrupted) -> bool:
     if reason := _reason_against(run.path / "requeue.json", mark):
         log.warning("job %s is not requeued: %s", job, reason)
         return False
-    (run.path / "requeue.json").write_text(json.dumps(mark), encoding="utf-8")
+    write_json(run.path / "requeue.json", mark)
     command = ["scontrol", "requeue", job]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SCONTROL_TIMEOUT_S, check=False)

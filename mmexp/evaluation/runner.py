@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from mmexp.evaluation.asking import Asker, KeptAnswers, Share
 from mmexp.evaluation.base import BenchmarkConfig, Graded, Match, Predict, answer, question_type
 from mmexp.evaluation.retrieval import RetrievalConfig
 from mmexp.prompt import BoxText, image_size
+from mmexp.whole import write_json, write_json_lines
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def evaluate(
         metrics = _metrics(benchmark.primary, samples, answers)
         results[split] = {name: metrics}
         lines = _lines(samples, asked, answers, out_dir)
-        _write(out_dir / "predictions" / f"{split}_{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        write_json_lines(out_dir / "predictions" / f"{split}_{name}.jsonl", lines)
         kept.drop()
         shown = ", ".join(f"{key} {metrics[key]:.3f}" for key in (benchmark.primary, *benchmark.baselines))
         log.info("%s on %s: %s; %d samples, %.0f s", name, split, shown, len(samples), time.monotonic() - began)
@@ -111,7 +111,7 @@ def merge_results(path: Path, new: Mapping[str, Mapping[str, Mapping[str, float]
             raise CheckpointError(f"not JSON: {error}", where=str(path), fix="move the file away") from error
     for split, benchmarks in new.items():
         merged.setdefault(split, {}).update({name: dict(metrics) for name, metrics in benchmarks.items()})
-    _write(path, json.dumps(merged, indent=2) + "\n")
+    write_json(path, merged)
     return merged
 
 
@@ -249,11 +249,3 @@ def _image_path(question: Sample, out_dir: Path) -> str | None:
         if path.is_relative_to(base):
             return path.relative_to(base).as_posix()
     return path.as_posix()
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes beside the target first, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

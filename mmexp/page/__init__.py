@@ -1,7 +1,7 @@
 """What pages about runs are made of: run directories as plain values, charts, pictures, style. Reads plain files."""
 
 from mmexp.page.curves import Points, line_chart
-from mmexp.page.document import document, write_page
+from mmexp.page.document import document
 from mmexp.page.picture import data_uri, load_thumbnail
 from mmexp.page.read import (
     BASELINES,
@@ -37,5 +37,4 @@ __all__ = [
     "spent_before",
     "time_of_steps",
     "total_of",
-    "write_page",
 ]

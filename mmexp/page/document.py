@@ -37,15 +37,6 @@ def document(body: Path, title: str, *, style: str = "", script: str = "", data:
     )
 
 
-def write_page(path: Path, html: str) -> Path:
-    """Writes a page so that nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
-    return path
-
-
 def _embedded(value: Any) -> str:
     """JSON that is safe between script tags: no `<`, `>` or `&` in it, whatever the texts hold."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))

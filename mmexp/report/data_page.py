@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from mmexp.page import data_uri, document, load_thumbnail, write_page
+from mmexp.page import data_uri, document, load_thumbnail
+from mmexp.whole import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def write_data_page(
         histograms="".join(_histogram(name, counts) for name, counts in histograms.items()),
         examples="".join(map(_section, kinds)) or '<p class="note">Nothing to show.</p>',
     )
-    return write_page(path, html)
+    return write_text(path, html)
 
 
 def _verdict(kinds: Sequence[Kind]) -> str:

@@ -19,11 +19,11 @@ from mmexp.page import (
     line_chart,
     load_run,
     primary_metric,
-    write_page,
 )
 from mmexp.report.entries import Entry
 from mmexp.report.samples import entry_html, load_groups
 from mmexp.report.sheet import contact_sheet
+from mmexp.whole import write_text
 
 _NUM_TILES = 12
 
@@ -53,7 +53,7 @@ def write_report(run_dir: Path) -> Path:
         samples="".join(_samples(groups)) or _missing("No predictions yet."),
         details="".join(_details(run)) or _missing("Neither manifest nor config were written."),
     )
-    return write_page(run_dir / "report.html", html)
+    return write_text(run_dir / "report.html", html)
 
 
 def chat_command(run: Run) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from mmexp.report.entries import Box, Entry, PreviewEntry
+from mmexp.whole import writing
 
 Colour = tuple[int, int, int]
 
@@ -239,8 +240,6 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _save(image: Image.Image, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    image.save(temporary, "PNG", optimize=True)
-    temporary.replace(path)
+    with writing(path) as temporary:
+        image.save(temporary, "PNG", optimize=True)
     return path

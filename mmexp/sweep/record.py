@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from mmexp.errors import CheckpointError, DataError
+from mmexp.whole import write_json
 
 VERSION = 1
 LOCK_WAIT_S = 90.0
@@ -82,7 +83,7 @@ class SweepRecord:
         return self.jobs[-1]
 
     def save(self) -> None:
-        """Writes `sweep.json` through a file beside it, so that a reader never sees half of it.
+        """Writes `sweep.json`.
 
         Raises:
             DataError: it cannot be written.
@@ -93,13 +94,8 @@ class SweepRecord:
         content |= {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
         content |= {name: getattr(self, name) for name in ("module", "overrides", "config_dir")}
         content["jobs"] = [asdict(job) for job in self.jobs]
-        temporary = self.file.with_name(".sweep.json.tmp")
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(content, file, indent=2, ensure_ascii=False)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.file)
+            write_json(self.file, content)
         except OSError as error:
             raise DataError(f"cannot write: {error.strerror}", where=str(self.file), fix="make room") from error
 

@@ -18,6 +18,7 @@ from mmexp.sweep.plan import Step
 from mmexp.sweep.process import ORDERLY, STOP, start
 from mmexp.sweep.progress import reason
 from mmexp.sweep.record import Status
+from mmexp.whole import write_json
 
 _POLL_S = 0.2
 _OUT_OF_TIME = (signal.SIGUSR1, signal.SIGUSR2)
@@ -33,10 +34,8 @@ class State:
     wall_s: float = 0.0
 
     def save(self, file: Path) -> None:
-        """Writes it so that a reader never sees half of it."""
-        temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        temporary.replace(file)
+        """Writes it."""
+        write_json(file, asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,6 +136,6 @@ def test_data_without_a_hash_of_its_own_and_a_full_disk_keep_nothing(
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(check_kept, "write_whole", full)
+    monkeypatch.setattr(check_kept, "write_json", full)
     assert checked(data, make_processor(), 5, tmp_path / "c")[1].num_rows == 9
     assert "not kept" in caplog.text
