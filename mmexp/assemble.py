@@ -81,7 +81,8 @@ class Experiment:
             self.checked.parts["objective"].build(self.plan).requires(self.plan)
 
     def open_run(self) -> RunDir:
-        """The run directory with configuration, overrides and a manifest; an existing one is continued.
+        """The run directory with configuration, overrides and a manifest; an existing one is continued, or taken over
+        where nothing was trained in it yet.
 
         Raises:
             CheckpointError: the directory belongs to another configuration, or another process works on it.
@@ -96,7 +97,7 @@ class Experiment:
         own = ("run_id", "resume", "inexact_resume", "sweep")
         plain = redact({key: value for key, value in self.checked.plain.items() if key not in own})
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-        if run.config.is_file():
+        if run.config.is_file() and not run.is_blank:
             saved = yaml.safe_load(run.config.read_text(encoding="utf-8"))
             _require_same(saved, plain, run, spine.inexact_resume)
         else:

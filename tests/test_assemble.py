@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mmexp.assemble import _require_same, num_workers
 from mmexp.engine import RunDir, TrainerConfig
+from mmexp.engine.manifest import open_run_dir
 from mmexp.errors import CheckpointError
 
 
@@ -36,3 +39,14 @@ def test_workers_without_a_wish(
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     assert num_workers(asked, TrainerConfig(accelerator=accelerator, devices=devices)) == expected
+
+
+def test_a_run_is_blank_until_something_is_trained_in_it(tmp_path: Path) -> None:
+    run = open_run_dir(str(tmp_path), "name", "stage", "one", seed=0)
+    (run.path / "metrics.jsonl").touch()
+    run.update_manifest(status="failed")
+    assert run.is_blank
+    for file in (run.path / "metrics.jsonl", run.checkpoints / "step_00000001.ckpt", run.weights / "llm.safetensors"):
+        file.write_text("x")
+        assert not run.is_blank
+        file.unlink()

@@ -130,6 +130,19 @@ def test_a_finished_run_is_not_trained_again(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_that_failed_before_its_first_step_gives_its_run_id_back(folder: Path) -> None:
+    (folder / "broken.json").write_text('[{"id": "a", "image": "gone.png", "conversations": []}]')
+    settings = [*TINY[:-1], "run_id=one", "trainer.max_steps=1"]
+    assert command("mmexp.train", *settings, "data.path=broken.json", cwd=folder)[0] == 2
+    code, _, err = command("mmexp.train", *settings, "data.path=rows.json", "stage.lr=0.5", cwd=folder)
+    assert code == 0, err
+    run = folder / "outputs/default/instruct/one"
+    assert "lr: 0.5" in (run / "config.yaml").read_text()
+    assert "stage.lr=0.5" in (run / "overrides.txt").read_text()
+    assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -74,6 +74,13 @@ class RunDir:
         write_json(self.manifest_file, self.manifest() | values)
 
     @property
+    def is_blank(self) -> bool:
+        """Whether nothing has been trained in it: no record of a step, no checkpoint, no weights."""
+        record = self.path / "metrics.jsonl"
+        has_record = record.is_file() and record.stat().st_size > 0
+        return not has_record and not any(self.checkpoints.glob("*")) and not any(self.weights.glob("*"))
+
+    @property
     def finished(self) -> bool:
         """Whether the run ended well and its weights are the ones it wrote."""
         manifest = self.manifest()
