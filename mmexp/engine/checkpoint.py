@@ -50,7 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def sweep(folder: Path) -> None:
     """Removes what a kill in the middle of a write has left; call it when no other process works on the run."""
-    for file in folder.glob(".step_*.tmp"):
+    for file in folder.glob(".*.tmp"):
         file.unlink(missing_ok=True)
 
 

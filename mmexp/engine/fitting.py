@@ -70,7 +70,8 @@ def fit(job: StageJob, on_start: Callable[[list[TrainedPart]], None]) -> Trainin
     datamodule = _datamodule(job, dataset, order, num_steps)
     module.features = features
     if is_main():
-        checkpoint.sweep(job.run.checkpoints)
+        for folder in (job.run.checkpoints, job.run.weights):
+            checkpoint.sweep(folder)
     resume = checkpoint.newest(job.run.checkpoints)
     derived = _derived(job, dataset, order, num_steps)
     note = job.run.update_manifest if is_main() else _no_note

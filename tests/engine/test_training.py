@@ -69,6 +69,9 @@ def test_loss_falls_and_only_what_trains_is_written(make_job: Make) -> None:
 def test_a_stopped_run_continues_bit_for_bit(make_job: Make, monkeypatch: pytest.MonkeyPatch, stops: tuple) -> None:
     whole, broken = make_job("whole"), make_job("broken")
     run(whole)
+    halves = [broken.run.checkpoints / ".step_00000002.ckpt.1a.tmp", broken.run.weights / ".llm.safetensors.1a.tmp"]
+    for half in halves:
+        half.write_text("what a kill in the middle of a write leaves")
     step = TrainingModule.training_step
     for stop in stops:
 
@@ -85,6 +88,7 @@ def test_a_stopped_run_continues_bit_for_bit(make_job: Make, monkeypatch: pytest
     run(broken)
     assert losses(broken) == losses(whole)
     assert_same_weights(broken, whole)
+    assert not any(half.exists() for half in halves)
 
 
 def test_accumulation_weights_by_supervised_tokens(make_job: Make) -> None:
