@@ -70,7 +70,8 @@ def _times(timed: dict[str, Any]) -> str:
     for case, found in timed.items():
         theirs, ours = (statistics.median(found["seconds"][name]) for name in (THEIRS, OURS))
         target = TARGETS.get(case, "")
-        operations = f"{found['operations'][THEIRS] / found['operations'][OURS]:.2f}"
+        counted = found.get("operations")  # older figures lack them
+        operations = f"{counted[THEIRS] / counted[OURS]:.2f}" if counted else ""
         limit = _spread(found["limit"], ".0%") if "fp32" in case else ""
         lines.append(
             f"| {case} | {len(found['limit'])} | {theirs:.2f} s | {ours:.2f} s | {_spread(ratios(found), '.2f')} "
