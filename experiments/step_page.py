@@ -68,14 +68,16 @@ def _times(timed: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case, found in timed.items():
+        where = "" if "fp32" in case else ", a CPU with AMX" if found.get("has_bf16_units") else ", no units for bf16"
         theirs, ours = (statistics.median(found["seconds"][name]) for name in (THEIRS, OURS))
         target = TARGETS.get(case, "")
         counted = found.get("operations")  # older figures lack them
         operations = f"{counted[THEIRS] / counted[OURS]:.2f}" if counted else ""
         limit = _spread(found["limit"], ".0%") if "fp32" in case else ""
         lines.append(
-            f"| {case} | {len(found['limit'])} | {theirs:.2f} s | {ours:.2f} s | {_spread(ratios(found), '.2f')} "
-            f"| {target} | {operations} | {limit} | {found['padding']:.0%} | {found['supervised']:.0%} |"
+            f"| {case}{where} | {len(found['limit'])} | {theirs:.2f} s | {ours:.2f} s "
+            f"| {_spread(ratios(found), '.2f')} | {target} | {operations} | {limit} "
+            f"| {found['padding']:.0%} | {found['supervised']:.0%} |"
         )
     return "\n".join([*lines, ""])
 

@@ -113,6 +113,12 @@ def operations_of(work: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
+def has_bf16_units() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16 faster than it would after casting them."""
+    file = Path("/proc/cpuinfo")
+    return file.is_file() and "amx_bf16" in file.read_text()
+
+
 def product_rate() -> float:
     """Floating-point operations a second of a large float32 product."""
     left, right = torch.ones(1024, 1024), torch.ones(1024, 1024)
@@ -261,9 +267,11 @@ def main() -> None:
             }
         elif case == "head":
             figures[case] = {kind: apart("head", kind) for kind in ("full", OURS)}
+        elif case == "growth":
+            figures[case] = growth(options.rounds)
         else:
-            further = [RECOMPUTED] if case.startswith("7b") else []
-            figures[case] = growth(options.rounds) if case == "growth" else timed(case, options.rounds, names + further)
+            figures[case] = timed(case, options.rounds, names + ([RECOMPUTED] if case.startswith("7b") else []))
+            figures[case]["has_bf16_units"] = has_bf16_units()
         FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
         print(case, "done")
     from step_page import write_page
