@@ -238,9 +238,9 @@ Question: is what `mmexp.doctor` says about memory and FLOPs what training then 
     python experiments/doctor_check.py
 
 CPU, one thread, a process for each row; a 4-layer ViT of width 384 at 224 px and small LLMs with random weights.
-Memory: high-water mark of the second optimizer step under the Trainer, less what the process held before. A CPU with
-units for bf16 (AMX) keeps weights of a bf16 product in an order of its own besides, which the estimate, made for GPUs,
-leaves out: on one without them the last row was off by -8.5 %, bf16-mixed by -6.6 %.
+Memory: high-water mark of the second optimizer step under the Trainer, less what the process held before. On a CPU with
+units for bf16 (AMX) oneDNN keeps about 25 MB of kernels for its bf16 products, which the estimate leaves out: with
+`ONEDNN_MAX_CPU_ISA=AVX512_CORE` the last row is off by -8.5 %, with `ONEDNN_PRIMITIVE_CACHE_CAPACITY=0` by -10.7 %.
 
 | configuration | memory, estimate | measured | off by | TFLOPs, estimate | counted | off by |
 |---|---|---|---|---|---|---|"""
