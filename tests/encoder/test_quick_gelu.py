@@ -12,6 +12,7 @@ from torch import nn
 from transformers.activations import QuickGELUActivation
 
 from mmexp.encoder.quick_gelu import quick_gelu, replace_quick_gelu
+from tests.kept import backward_of
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
          "image_size": 16, "patch_size": 4}  # fmt: skip
@@ -31,22 +32,8 @@ def pair() -> tuple[Any, Any]:
 
 
 def gradients(model: Any, low: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
-    """Features, the gradient of every weight, and the bytes kept for the backward pass besides weights."""
-    kept: dict[int, int] = {}
-    weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autocast("cpu", torch.bfloat16, enabled=low), torch.autograd.graph.saved_tensors_hooks(keep, keep):
-        features = model(PIXELS).last_hidden_state
-        loss = features.float().pow(3).sum()
-    total = sum(kept.values())
-    loss.backward()
-    return features.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, total
+    """Features, gradients, and bytes kept."""
+    return backward_of(model, lambda one: one(PIXELS).last_hidden_state, lambda features: features.pow(3).sum(), low)
 
 
 @pytest.mark.parametrize("low", [False, True])

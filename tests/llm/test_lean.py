@@ -12,6 +12,7 @@ from torch import nn
 
 from mmexp.llm.causal import empty_llm
 from mmexp.llm.lean import keep_less
+from tests.kept import backward_of
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 64, "pad_token_id": 0}  # fmt: skip
@@ -35,22 +36,12 @@ def pair(family: str, **changes: Any) -> tuple[Any, Any]:
 
 
 def gradients(model: Any, low: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
-    """Logits, the gradient of every weight, and the bytes kept for the backward pass besides weights."""
-    kept: dict[int, int] = {}
-    weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
+    """Logits, gradients, and bytes kept."""
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def logits(model: Any) -> torch.Tensor:
+        return model(input_ids=IDS, use_cache=False).logits
 
-    with torch.autocast("cpu", torch.bfloat16, enabled=low), torch.autograd.graph.saved_tensors_hooks(keep, keep):
-        logits = model(input_ids=IDS, use_cache=False).logits
-        loss = logits.float().log_softmax(-1)[..., 3].sum()
-    total = sum(kept.values())
-    loss.backward()
-    return logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, total
+    return backward_of(model, logits, lambda found: found.log_softmax(-1)[..., 3].sum(), low)
 
 
 @pytest.mark.parametrize("low", [False, True])
