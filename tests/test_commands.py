@@ -143,6 +143,22 @@ def test_a_run_that_failed_before_its_first_step_gives_its_run_id_back(folder: P
 
 
 @pytest.mark.slow
+def test_a_mistake_in_the_second_stage_alone_does_not_cost_the_first(folder: Path) -> None:
+    (folder / "broken.json").write_text('[{"id": "a", "image": "gone.png", "conversations": []}]')
+    (folder / "my_conf" / "stage").mkdir(parents=True)
+    second = "# @package _global_\ndefaults:\n  - /stage/instruct\nstage: {{name: second}}\ndata: {{path: {}}}\n"
+    for name in ("broken.json", "rows.json"):
+        (folder / "my_conf" / "stage" / "second.yaml").write_text(second.format(name))
+        settings = ["--config-dir", "my_conf", *TINY[:-1], "trainer.max_steps=1", "run_id=tour"]
+        first = folder / "my_conf" / "stage" / "first.yaml"
+        first.write_text(second.format("rows.json").replace("instruct", "align").replace("second", "first"))
+        code, out, err = command("mmexp.pipeline", *settings, "stages=[first,second]", cwd=folder)
+        assert code == (2 if name == "broken.json" else 0), err
+    assert "already finished: outputs/default/first/tour" in out
+    assert (folder / "outputs/default/second/tour/report.html").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "words"),
     [
