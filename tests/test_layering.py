@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "mmexp"
-LINE_1 = {"contracts", "errors", "hub", "whole"}
+LINE_1 = {"contracts", "errors", "hub", "kernels", "whole"}
 LINE_2 = {"encoder", "connector", "llm", "prompt"}
 LINE_4 = {"objective", "tuning", "evaluation", "hf"}
 BELOW_4 = LINE_1 | LINE_2 | {"model", "data"}

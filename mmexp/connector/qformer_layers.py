@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from mmexp.connector.base import attention_weights
+from mmexp.kernels import for_any_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,8 @@ class Attend(nn.Module):
             key, value = torch.cat([prefix[0], key], 2), torch.cat([prefix[1], value], 2)
         dropout = self.dropout if self.training else 0.0
         bias = None if mask is None else mask.to(query.dtype)
-        context = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+        with for_any_shape(query):  # texts beside the queries have their own lengths
+            context = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
         return context.transpose(1, 2).flatten(2), own
 
     def weights(self, hidden: Tensor, source: Tensor) -> Tensor:

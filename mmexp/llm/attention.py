@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch.nn import functional
 
+from mmexp.kernels import for_any_shape
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -74,9 +76,10 @@ def segment_attention(
 
         if attention_mask is None:  # generation leaves it out where nothing is padded
             attention_mask = _window_mask(query, key, kwargs.get("sliding_window"))
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        with for_any_shape(query):
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+            )
     window = kwargs.get("sliding_window")
     if _suits_varlen(query, dropout) and not spans.have_branches:
         return _varlen(query, key, value, spans, scaling, window), None
@@ -195,7 +198,7 @@ def _varlen(
         if "enable_gqa" in _varlen_arguments():
             settings["enable_gqa"] = True
         else:  # before torch 2.12
-            key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
+            key, value = _for_each_head(query, key), _for_each_head(query, value)
     dtype = compute_dtype(query)  # autocast does not know the kernel
     q, k, v = (part.transpose(1, 2).flatten(0, 1).to(dtype) for part in (query, key, value))
     mixed: Any = varlen_attn(q, k, v, ends, ends, max(sizes), max(sizes), **settings)
@@ -229,16 +232,24 @@ def _within(distance: Tensor, window: int | None) -> Tensor:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, mask: Tensor | None
 ) -> Tensor:
-    return functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        dropout_p=dropout,
-        scale=scaling,
-        is_causal=mask is None,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    if query.is_cuda and mask is not None:  # the GPU's kernel for masks knows no groups of heads
+        key, value = _for_each_head(query, key), _for_each_head(query, value)
+    with for_any_shape(query):
+        return functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scaling,
+            is_causal=mask is None,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+
+
+def _for_each_head(query: Tensor, part: Tensor) -> Tensor:
+    """Keys or values with as many heads as the query has."""
+    return part if part.shape[1] == query.shape[1] else part.repeat_interleave(query.shape[1] // part.shape[1], dim=1)
 
 
 def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:

@@ -104,6 +104,14 @@ def test_bf16_follows_float32(make_job: Make, row: str, kernel_calls: list[int])
     assert kernel_calls
 
 
+def test_no_attention_of_the_llm_is_planned_for_its_shape(make_job: Make) -> None:
+    with torch.profiler.profile() as profile:
+        losses(make_job("bf16", trainer=trainer(precision="bf16-mixed")))
+    names = {event.name for event in profile.events() or ()}
+    assert any("attention" in name and "ackward" in name for name in names)
+    assert not any("cudnn_attention_backward" in name for name in names)  # a frozen encoder has forward passes alone
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("part", ["encoder", "llm"])
 def test_compiled_blocks_change_no_loss(make_job: Make, part: str, precision: str) -> None:
