@@ -60,6 +60,16 @@ def test_what_few_bits_cannot_do_is_one_mistake_of_the_configuration(override: s
     assert error.value.where == where
 
 
+def test_layers_that_train_beside_frozen_ones_in_16_bit_need_autocast() -> None:
+    opened = ("scale=paper", "llm.quantize=none", "llm.dtype=bfloat16", "stage.policy.llm={model: full}")
+    with pytest.raises(ConfigError, match=r"bfloat16, but stage\.policy\.llm\.model trains") as error:
+        checked(*opened, "trainer.precision=32-true")
+    assert error.value.where == "llm.dtype"
+    checked(*opened, "trainer.precision=bf16-mixed")
+    checked(*opened, "trainer.precision=32-true", "llm.dtype=float32")
+    checked(*opened[:3], "trainer.precision=32-true", "stage.policy.llm=lora")
+
+
 def test_a_missing_library_is_named_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 

@@ -59,12 +59,19 @@ def stage_errors(stage: StageConfig) -> list[MmexpError]:
 
 
 def storage_errors(policy: Mapping[str, Any], llm: Any, trainer: Any) -> list[MmexpError]:
-    """What an LLM stored in few bits cannot do: train its own weights, compute in float16, or be shared out."""
-    storage = getattr(llm, "quantize", "none")
-    if storage == "none":
-        return []
+    """What an LLM stored in few bits cannot do: train its own weights, compute in float16, or be shared out; and what
+    one in 16 bit cannot: train some of its weights, which are float32, beside others without autocast."""
+    storage, dtype = getattr(llm, "quantize", "none"), getattr(llm, "dtype", "float32")
     errors: list[MmexpError] = []
-    for where in _leaves(policy.get("llm"), "stage.policy.llm", "full"):
+    tree = policy.get("llm")
+    opened = _leaves(tree, "stage.policy.llm", "full") if isinstance(tree, Mapping) else []
+    if opened and dtype != "float32" and getattr(trainer, "precision", "").startswith("32"):
+        expected = "one precision: what trains is float32, and without autocast the layers beside it would have to be too"
+        fix = "llm.dtype=float32, or trainer.precision=bf16-mixed"
+        errors.append(ConfigError(f"{dtype}, but {opened[0]} trains", expected=expected, where="llm.dtype", fix=fix))
+    if storage == "none":
+        return errors
+    for where in _leaves(tree, "stage.policy.llm", "full"):
         found, fix = f"full, but llm.quantize={storage}", "stage.policy.llm=lora, or llm.quantize=none"
         expected = "lora or frozen: weights in few bits cannot train"
         errors.append(ConfigError(found, expected=expected, where=where, fix=fix))

@@ -37,7 +37,7 @@ class LlmCheckpoint:
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """How the weights are stored; a part that trains wants float32."""
+    """How frozen weights are stored; what trains, adapters too, is float32."""
     quantize: Storage = "none"
     """`int8` or `nf4` stores the linear layers in 8 or 4 bit while a stage trains; they are then frozen, or have
     adapters (`stage.policy.llm`). What is handed on, asked and exported has the precision of `dtype`."""

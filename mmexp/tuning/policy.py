@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,12 @@ from torch import nn
 from mmexp.errors import ConfigError, MmexpError
 from mmexp.llm import new_rows, num_weights
 from mmexp.tuning.lora import LoraSettings, adapted_child, add_lora
+from mmexp.tuning.storage import widen_trained
 
 if TYPE_CHECKING:
     from mmexp.model import MultimodalModel
+
+log = logging.getLogger(__name__)
 
 LEAVES = ("frozen", "lora", "full")
 PolicyTree = str | Mapping[str, Any]
@@ -43,7 +47,7 @@ def apply_policy(
     """Freezes, opens and adapts the parts of `model` in place; returns the parts by name.
 
     A string covers its subtree; a mapping must name every child, and every tensor beside the children. Frozen modules
-    are put in eval mode once, and Lightning keeps that mode.
+    are put in eval mode once, and Lightning keeps that mode. What trains becomes float32.
 
     Args:
         policy: What trains.
@@ -70,6 +74,9 @@ def apply_policy(
         parts[name].train()
     for rows in new_rows(model) if new_tokens == "full" else ():
         rows.requires_grad_(True)
+    for name, module in parts.items():
+        if widened := widen_trained(module):
+            log.info("%s: %s weights that train are float32, whatever its dtype", name, f"{widened:,}")
     return parts
 
 

@@ -1,4 +1,4 @@
-"""Frozen matrices in the precision that a run computes in."""
+"""In which precision weights rest: what trains in float32, frozen matrices in what a run computes in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+
+
+def widen_trained(module: nn.Module) -> int:
+    """Makes what trains float32, in place, however its part is stored; returns how many weights that changed.
+
+    In 16 bit, an update below 1/256 of a weight rounds to nothing. Adapters take the precision of the layer under them,
+    so on an LLM in bfloat16 they would be lost to that.
+    """
+    widened = 0
+    for weight in module.parameters():
+        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
+            weight.data = weight.data.float()
+            widened += weight.numel()
+    return widened
 
 
 def store_frozen(parts: Mapping[str, nn.Module], dtype: torch.dtype, keep: Mapping[str, Collection[str]]) -> int:

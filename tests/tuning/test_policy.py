@@ -19,11 +19,11 @@ from mmexp.tuning import LoraSettings, apply_policy, describe, merge_adapter, pa
 LORA = LoraSettings(rank=4, alpha=8, dropout=0.0)
 
 
-def model() -> MultimodalModel:
+def model(dtype: str = "float32") -> MultimodalModel:
     spec = TinyVisionConfig().spec()
     torch.manual_seed(0)
     branch = Branch(TinyVisionConfig().build(), MlpConfig().build(spec, 32), spec)
-    return MultimodalModel(TinyLlmConfig().build(), {"image": branch})
+    return MultimodalModel(TinyLlmConfig().build().to(getattr(torch, dtype)), {"image": branch})
 
 
 def trained(module: torch.nn.Module) -> int:
@@ -130,6 +130,24 @@ def test_lora_opens_adapters_only_and_peft_reads_the_files(tmp_path: Path) -> No
     with torch.no_grad():
         torch.testing.assert_close(alone(input_ids=ids).logits, adapted, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(merged.model(input_ids=ids).logits, adapted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("leaf", ["lora", "full"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_what_trains_in_an_llm_of_16_bit_is_float32(dtype: Any, leaf: str, caplog: pytest.LogCaptureFixture) -> None:
+    net = model(dtype)
+    with caplog.at_level("INFO", "mmexp"):
+        llm = apply_policy(net, {"encoder": "frozen", "connector": "full", "llm": leaf}, LORA)["llm"]
+    weights = list(llm.parameters())
+    assert {w.dtype for w in weights if w.requires_grad} == {torch.float32}
+    assert {w.dtype for w in weights if not w.requires_grad} <= {getattr(torch, dtype)}
+    assert f"llm: {trained(llm):,} weights that train are float32" in caplog.text
+    moved = next(w for w in weights if w.requires_grad and w.any())
+    before = moved.detach().clone()
+    optimizer = torch.optim.SGD([moved], lr=1e-4)
+    moved.grad = before.clone()
+    optimizer.step()
+    assert not torch.equal(moved, before)  # an update of 1/10,000, which 16 bit would round away
 
 
 def test_lora_on_a_connector_is_refused() -> None:
