@@ -119,7 +119,7 @@ def estimate(case: Case, job: Any) -> tuple[float, float]:
     with torch.device("meta"):
         objective = job.objective.build(job.plan)
     setup = Setup(batch_size=job.batch_size, micro_batch_size=job.micro_batch_size, precision=case.precision,
-                  row=case.row, recompute=case.recompute)  # fmt: skip
+                  row=case.row, recompute=case.recompute, is_on_gpu=False)  # fmt: skip
     work = workload_of(job.plan, job.data)
     flops = arithmetic_of(job.plan, model, objective, setup, work, None).per_sample * case.micro_batch_size
     set_up_blocks(model.parts(), case.recompute, ())

@@ -71,6 +71,7 @@ class Sizing:
             row=spine.processor.row,
             recompute=tuple(trainer.gradient_checkpointing),
             is_by_length=spine.processor.order == "length",
+            is_on_gpu=trainer.accelerator != "cpu",
         )
         if setup.batch_size % (setup.micro_batch_size * setup.num_devices):
             step = setup.micro_batch_size * setup.num_devices

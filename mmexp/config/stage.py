@@ -66,7 +66,9 @@ def storage_errors(policy: Mapping[str, Any], llm: Any, trainer: Any) -> list[Mm
     tree = policy.get("llm")
     opened = _leaves(tree, "stage.policy.llm", "full") if isinstance(tree, Mapping) else []
     if opened and dtype != "float32" and getattr(trainer, "precision", "").startswith("32"):
-        expected = "one precision: what trains is float32, and without autocast the layers beside it would have to be too"
+        expected = (
+            "autocast, or one precision: what trains is float32, and meets what comes out of the layers beside it"
+        )
         fix = "llm.dtype=float32, or trainer.precision=bf16-mixed"
         errors.append(ConfigError(f"{dtype}, but {opened[0]} trains", expected=expected, where="llm.dtype", fix=fix))
     if storage == "none":

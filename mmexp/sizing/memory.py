@@ -93,7 +93,8 @@ def trace_stage(
         in_half = setup.is_half or (setup.has_autocast and id(tensor) in as_they_are and tensor.ndim > 1)
         return torch.bfloat16 if in_half and tensor.is_floating_point() else tensor.dtype
 
-    return trace_step(model, objective, batch, setup.has_autocast, setup.accumulate, dtype_of), tokens
+    trace = trace_step(model, objective, batch, setup.has_autocast, setup.accumulate, dtype_of, setup.is_on_gpu)
+    return trace, tokens
 
 
 def size_stage(model: MultimodalModel, objective: nn.Module, setup: Setup, trace: Trace, tokens: float) -> Size:

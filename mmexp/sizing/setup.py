@@ -26,6 +26,8 @@ class Setup:
     """Parts with gradient checkpointing."""
     is_by_length: bool = False
     """Whether micro-batches hold samples of like length."""
+    is_on_gpu: bool = True
+    """Whether GPUs run it."""
 
     @property
     def accumulate(self) -> int:

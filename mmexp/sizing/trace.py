@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -60,6 +61,7 @@ def trace_step(
     has_autocast: bool = False,
     accumulate: int = 1,
     dtype_of: Callable[[Tensor], torch.dtype] = attrgetter("dtype"),
+    is_on_gpu: bool = True,
 ) -> Trace:
     """A micro-batch of the second optimizer step (in the first, no gradients are there yet).
 
@@ -70,12 +72,13 @@ def trace_step(
         has_autocast: Whether the forward pass runs under bf16 autocast.
         accumulate: Micro-batches of an optimizer step; with several, gradients stay during the backward pass.
         dtype_of: What a tensor of the model is stored as while the step runs.
+        is_on_gpu: Whether kernels keep what those of a GPU keep.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     media = {name: _fake_like(value, fake, dtype_of(value)) for name, value in batch.media.items()}
     with _materialised([model, objective], fake, dtype_of) as tensors:
         watch = _Watch(fake, [*tensors, *media.values()], keeps_gradients=accumulate > 1)
-        with _labelled(model, objective, watch), watch:
+        with _labelled(model, objective, watch), _masks_of_a_byte() if is_on_gpu else nullcontext(), watch:
             with torch.autocast("cpu", torch.bfloat16, enabled=has_autocast):
                 losses = objective(model, replace(batch, media=media))
                 total = torch.stack([value.float() for value in losses.sums.values()]).sum()
@@ -200,6 +203,23 @@ def _labelled(model: MultimodalModel, objective: nn.Module, watch: _Watch) -> It
                     hooks.callback(handle.remove)
                     hooks.callback(module.register_forward_hook(leave).remove)
         yield
+
+
+@contextmanager
+def _masks_of_a_byte() -> Iterator[None]:
+    """Lets dropout keep a byte for each element, as it does on GPUs; on a CPU it keeps another tensor of that dtype."""
+    plain = functional.dropout
+
+    def fused(values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if training and 0 < p < 1 and not inplace:
+            return torch.native_dropout(values, p, True)[0]
+        return plain(values, p, training, inplace)
+
+    functional.dropout = fused
+    try:
+        yield
+    finally:
+        functional.dropout = plain
 
 
 def _fake_like(tensor: Tensor, fake: FakeTensorMode, dtype: torch.dtype) -> Any:

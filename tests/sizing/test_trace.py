@@ -105,6 +105,29 @@ def test_activations_grow_with_the_batch_and_logits_with_supervised_tokens(make_
     assert base["llm"] < long["llm"] < 1.2 * base["llm"], "the last layer keeps the supervised positions only"
 
 
+def test_dropout_keeps_a_byte_an_element_on_gpus_and_a_value_on_cpus(make_small: Callable[..., Any]) -> None:
+    small = make_small(POLICIES["lora"])
+    batch = synthetic_batch(small.plan, 2, 60, 10, 1)
+    gpu, cpu = (
+        trace_step(small.model(), small.objective, batch, is_on_gpu=where).activation_bytes["llm"]
+        for where in (True, False)
+    )
+    elements = kept_by_dropout(small)
+    assert cpu - gpu == 3 * elements  # float32 is four bytes
+
+
+def kept_by_dropout(small: Any) -> int:
+    """Elements that the adapters' dropout sees in a real step."""
+    model, seen = small.model(real=True), []
+    for module in model.llm.modules():
+        if isinstance(module, nn.Dropout) and module.p:
+            module.register_forward_hook(lambda module, args, output: seen.append(output.numel()))
+    batch = synthetic_batch(small.plan, 2, 60, 10, 1)
+    media = {name: torch.zeros(value.shape) for name, value in batch.media.items()}
+    NextTokenConfig().build(small.plan)(model, replace(batch, media=media))
+    return sum(seen)
+
+
 def test_gradients_are_gone_during_backward_unless_steps_have_several_micro_batches(
     make_small: Callable[..., Any],
 ) -> None:
