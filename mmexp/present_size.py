@@ -35,7 +35,7 @@ from mmexp.sizing import (
     workload_of,
 )
 from mmexp.sizing.gpus import gpu_like
-from mmexp.tuning import LoraSettings, apply_policy
+from mmexp.tuning import LoraSettings, apply_policy, cast_adapter_inputs
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,10 @@ def apply_stage_policy(exp: Experiment, model: MultimodalModel) -> dict[str, tor
     stage = exp.checked.spine.stage
     policy = {name: tree for name, tree in stage.policy.items() if exp.plan.inputs or name == "llm"}
     lora = LoraSettings(**vars(stage.lora))
-    return apply_policy(model, policy, lora, stage.live_dropout, stage.new_tokens)
+    parts = apply_policy(model, policy, lora, stage.live_dropout, stage.new_tokens)
+    if exp.checked.parts["trainer"].precision.endswith("-mixed"):
+        cast_adapter_inputs(model, on=False)
+    return parts
 
 
 def speed_of(exp: Experiment) -> Speed | None:

@@ -27,7 +27,14 @@ from mmexp.engine.strategy import ShardedStrategy, ZeroStrategy, shares_weights
 from mmexp.engine.window import Window
 from mmexp.errors import DataError
 from mmexp.llm import quantize_llm, require_library
-from mmexp.tuning import TrainedPart, apply_policy, describe, parameter_groups, store_frozen
+from mmexp.tuning import (
+    TrainedPart,
+    apply_policy,
+    cast_adapter_inputs,
+    describe,
+    parameter_groups,
+    store_frozen,
+)
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -145,6 +152,8 @@ class TrainingModule(LightningModule):
             require_loaded(self.plan, self.parts(), self.changed, recipe.policy)
         self._table = describe(self.parts(), recipe.policy, recipe.lr, recipe.lr_by_part)
         self.frozen = fingerprint(self.model)
+        if computes_in_bfloat16(self._trainer):
+            cast_adapter_inputs(self.model, on=False)
         if recipe.cast_frozen and not shares_weights(self._strategy()) and computes_in_bfloat16(self._trainer):
             freed = store_frozen(self.parts(), torch.bfloat16, self.changed)
             self.has_cast = freed > 0
@@ -249,6 +258,9 @@ class TrainingModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_state(checkpoint["state_dict"], self)
+
+    def teardown(self, stage: str) -> None:
+        cast_adapter_inputs(self, on=True)  # nobody knows whether what comes runs under autocast
 
     def _trained(self) -> list[nn.Parameter]:
         if not hasattr(self, "_trained_parameters"):

@@ -1,7 +1,7 @@
 """What trains, and how: the policy tree, LoRA, and the optimizer's parameter groups."""
 
 from mmexp.tuning.groups import parameter_groups
-from mmexp.tuning.lora import LoraSettings, has_adapter, merge_adapter, save_adapter
+from mmexp.tuning.lora import LoraSettings, cast_adapter_inputs, has_adapter, merge_adapter, save_adapter
 from mmexp.tuning.policy import TrainedPart, apply_policy, describe
 from mmexp.tuning.storage import store_frozen
 
@@ -9,6 +9,7 @@ __all__ = [
     "LoraSettings",
     "TrainedPart",
     "apply_policy",
+    "cast_adapter_inputs",
     "describe",
     "has_adapter",
     "merge_adapter",

@@ -66,6 +66,16 @@ def add_lora(module: nn.Module, settings: LoraSettings, where: str) -> list[Mmex
     return []
 
 
+def cast_adapter_inputs(module: nn.Module, on: bool) -> None:
+    """Whether adapters make what comes in as precise as they are, in place.
+
+    peft does, for products of unlike precision fail; under autocast they do not, and casts are all that is left of it.
+    """
+    for each in module.modules():
+        if hasattr(each, "cast_input_dtype_enabled"):
+            each.cast_input_dtype_enabled = on  # type: ignore[assignment]  # a switch, not a tensor
+
+
 def adapter_state(module: Any) -> dict[str, torch.Tensor]:
     """The adapter's tensors, keyed as peft saves them."""
     from peft import get_peft_model_state_dict

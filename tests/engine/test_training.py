@@ -228,3 +228,24 @@ def test_frozen_weights_in_bfloat16_change_no_bit_and_are_not_handed_on(make_job
     assert_same_weights(*jobs)
     again = run(make_job("next", policy=ALIGN, init_from=(jobs[0].run,)))
     assert {p.dtype for p in again.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("precision", "casts"), [("bf16-mixed", False), ("32-true", True)])
+def test_adapters_leave_casts_to_autocast_while_a_run_lasts(
+    make_job: Make, monkeypatch: pytest.MonkeyPatch, precision: str, casts: bool
+) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain, seen = BaseTunerLayer._cast_input_dtype, set()
+
+    def watched(layer: Any, x: Any, dtype: Any) -> Any:
+        seen.add(layer.cast_input_dtype_enabled)
+        return plain(layer, x, dtype)
+
+    monkeypatch.setattr(BaseTunerLayer, "_cast_input_dtype", watched)
+    trainer = TrainerConfig(accelerator="cpu", precision=precision, checkpoint_every_n_steps=100)
+    module = run(make_job("lora", policy={**ALIGN, "llm": "lora"}, trainer=trainer))
+    assert seen == {casts}
+    adapted = [each for each in module.modules() if isinstance(each, BaseTunerLayer)]
+    assert adapted
+    assert all(each.cast_input_dtype_enabled for each in adapted)
