@@ -92,7 +92,7 @@ def segment_attention(
                 out = _attend(q, k, v, scaling, dropout, spans.mask(span, q.device))
             else:
                 out = _one_segment(q, k, v, scaling, dropout, window)
-            mixed.append(out[0].transpose(0, 1))
+            mixed.append(out.squeeze(0).transpose(0, 1))  # out[0] would be filled with zeros in backward
         padding = next(pieces)[0]
         mixed.append(padding.new_zeros(padding.shape[2], query.shape[1], width))
     return torch.cat(mixed).unflatten(0, (query.shape[0], query.shape[2])), None
@@ -152,6 +152,11 @@ def used_rows_attention(
         next(keys)  # padding
         next(values)
     return torch.cat(mixed, dim=2)
+
+
+def window_of(attention: Any) -> int | None:
+    """How many keys a layer of transformers sees, its own place included; None for all."""
+    return getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
 
 
 def compute_dtype(values: Tensor) -> torch.dtype:

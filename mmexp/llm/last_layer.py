@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
-from mmexp.llm.attention import UsedRows, used_rows_attention
+from mmexp.llm.attention import UsedRows, used_rows_attention, window_of
+from mmexp.llm.rotary import rotate
 from mmexp.llm.spans import Spans
 
 
@@ -54,10 +55,8 @@ def _attend(
         )
     )  # fmt: skip
     if rotation is not None:
-        cos, sin = (part.unsqueeze(1) for part in rotation)
-        own_cos, own_sin = (_take(part, used).unsqueeze(1) for part in rotation)
-        query = query * own_cos + rotate_half(query) * own_sin
-        key = key * cos + rotate_half(key) * sin
+        query = rotate(query, *(_take(part, used) for part in rotation))
+        key = rotate(key, *rotation)
     mixed = used_rows_attention(
         query,
         key,
@@ -66,7 +65,7 @@ def _attend(
         spans,
         scaling=attention.scaling,
         dropout=dropout if attention.training else 0.0,
-        window=getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None)),
+        window=window_of(attention),
     )
     return mixed.transpose(1, 2).flatten(2)
 

@@ -1,8 +1,8 @@
-"""Norms and gated MLPs that keep less for the backward pass: same outputs to the bit, gradients equal up to rounding.
+"""Norms, gated MLPs and rotary positions that make and keep less: same outputs to the bit, gradients up to rounding.
 
-Written out in single operations, as transformers does it, RMSNorm keeps its input twice in another precision, and a
-gated MLP its gate before and after the activation. Known modules get a class that adds a backward pass of its own;
-weights, names and hooks stay.
+Written out in single operations, as transformers does it, RMSNorm keeps its input twice in another precision, a
+gated MLP its gate before and after the activation, and rotary positions make five tensors of each query and key.
+Known modules get a class that adds a backward pass of its own; weights, names and hooks stay.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
-from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralAttention, MistralMLP, MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Qwen2RMSNorm
+
+from mmexp.llm.attention import NAME, segment_attention, window_of
+from mmexp.llm.rotary import rotate
 
 
 def keep_less(model: nn.Module) -> int:
@@ -28,7 +31,7 @@ def keep_less(model: nn.Module) -> int:
 
 
 def _is_silu(module: nn.Module) -> bool:
-    """True for a norm, which has no activation, too."""
+    """True for norms and attention, which have no activation, too."""
     activation = getattr(module, "act_fn", None)
     return activation is None or type(activation).__name__ in ("SiLU", "SiLUActivation")
 
@@ -56,6 +59,48 @@ class _LeanMlp(nn.Module):
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return super().forward(x)
         return self.down_proj(_Gated.apply(self.gate_proj(x), self.up_proj(x)))
+
+
+class _LeanAttention(nn.Module):
+    """Goes before LlamaAttention and its copies."""
+
+    config: Any
+    head_dim: int
+    scaling: float
+    attention_dropout: float
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        is_training = torch.is_grad_enabled() and past_key_values is None and self.config._attn_implementation == NAME
+        if torch.compiler.is_compiling() or not is_training:
+            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+        query, key, value = (
+            project(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+        mixed, _ = segment_attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            sliding_window=window_of(self),
+            **kwargs,
+        )
+        return self.o_proj(mixed.flatten(2)), None
 
 
 class _Norm(torch.autograd.Function):
@@ -93,7 +138,8 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        d_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
+        d_gate = grads[0] * up
+        torch.ops.aten.silu_backward.grad_input(d_gate, gate, grad_input=d_gate)
         return d_gate, functional.silu(gate).mul_(grads[0])
 
 
@@ -115,10 +161,22 @@ class _MistralMLP(_LeanMlp, MistralMLP): ...
 class _Qwen2MLP(_LeanMlp, Qwen2MLP): ...
 
 
+class _LlamaAttention(_LeanAttention, LlamaAttention): ...
+
+
+class _MistralAttention(_LeanAttention, MistralAttention): ...
+
+
+class _Qwen2Attention(_LeanAttention, Qwen2Attention): ...
+
+
 _KNOWN: dict[type, type] = {
     LlamaRMSNorm: _LlamaRMSNorm,
     MistralRMSNorm: _MistralRMSNorm,
     Qwen2RMSNorm: _Qwen2RMSNorm,
+    LlamaAttention: _LlamaAttention,
+    MistralAttention: _MistralAttention,
+    Qwen2Attention: _Qwen2Attention,
     LlamaMLP: _LlamaMLP,
     MistralMLP: _MistralMLP,
     Qwen2MLP: _Qwen2MLP,
