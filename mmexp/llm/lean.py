@@ -76,11 +76,11 @@ class _LeanAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: Any = None,
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         **kwargs: Any,
-    ) -> tuple[Tensor, None]:
+    ) -> tuple[Tensor, Any]:
         is_training = torch.is_grad_enabled() and past_key_values is None and self.config._attn_implementation == NAME
         if torch.compiler.is_compiling() or not is_training:
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
