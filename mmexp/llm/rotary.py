@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.llama.modeling_llama import rotate_half
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -18,6 +19,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         As `x`, in the wider precision of `x` and `cos`.
     """
+    if torch.compiler.is_compiling():  # which fuses the plain formula
+        return x * cos[:, None] + rotate_half(x) * sin[:, None]
     half = x.shape[-1] // 2
     found: Tensor = _Rotated.apply(x, cos[:, None, :, :half], sin[:, None, :, :half])
     return found
